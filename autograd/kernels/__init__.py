@@ -1,0 +1,1 @@
+"""Arrays in, arrays out. Numba lives here and nowhere else; nothing of the project is imported."""
