@@ -77,17 +77,19 @@ def _numba_caches_in(folder: Path | None) -> Iterator[None]:
         config.CACHE_DIR = before
 
 
-def kernel(function: Callable | None = None, *, parallel: bool = False, **options: Any) -> Any:
+def kernel(function: Callable | None = None, *, signature: Any = None, parallel: bool = False, **options: Any) -> Any:
     """Compile an array function at its first call, for the types it is called with.
 
     `@kernel` for a helper or a serial kernel, `@kernel(parallel=True)` for one whose `prange` loops run on
-    all threads. Further options go to `numba.njit`.
+    all threads. With a `signature` it is compiled at once, for those types only, and arguments are converted
+    to them: a read-only array of any layout takes every array, so one compilation serves all.
+    Further options go to `numba.njit`.
     """
     if function is None:
-        return lambda f: kernel(f, parallel=parallel, **options)
+        return lambda f: kernel(f, signature=signature, parallel=parallel, **options)
     settings = {"parallel": parallel, "fastmath": FLOATING_POINT, "error_model": "numpy", "nogil": True} | options
     with _numba_caches_in(CACHE_FOLDER):
-        return numba.njit(cache=CACHE_FOLDER is not None, **settings)(function)
+        return numba.njit(signature, cache=CACHE_FOLDER is not None, **settings)(function)
 
 
 def set_num_threads(n: int) -> None:
