@@ -1,0 +1,348 @@
+"""`Tokenizer`: a vocabulary, its merges, its split pattern and its special tokens, and what one does with them.
+
+Special tokens are read as a whole or not at all: in training the text is cut at them, in encoding they
+count only where the caller allows them (tiktoken's rule: special text that is neither allowed nor waved
+through is an error, since it may come from someone who should not be able to end your document).
+
+    <|pad|>          fills rows of a batch up to equal length; the loss leaves it out
+    <|endoftext|>    stands between documents; generation stops at it
+    <|unk|>          reserved. Every byte has a token, so encoding never meets an unknown and never makes this id;
+                     it is there for data sets that mark removed text, and decodes to its own name
+
+Left out here: how merges are learned (train.py) and how files look (formats.py).
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from . import formats, naive, pretokenize
+from .pretokenize import to_bytes
+
+DEFAULT_SPECIAL_TOKENS = ("<|pad|>", "<|endoftext|>", "<|unk|>")
+
+Text = str | bytes
+Ids = int | Sequence[int] | np.ndarray
+
+
+class Tokenizer:
+    """Byte-level BPE. Made by `train`, `bytes`, `load` or one of the `from_…` readers; never changed afterwards.
+
+    `tokens` maps id to bytes and holds all 256 single bytes; `merges` is (M, 3) int64: left id, right id,
+    new id, in order of priority; `special_tokens` maps text to id. Raises `FormatError` when these contradict
+    each other, naming the token or merge.
+    """
+
+    def __init__(
+        self,
+        tokens: Mapping[int, bytes],
+        merges: np.ndarray,
+        special_tokens: Mapping[str, int],
+        pattern: str | None,
+        whole_pieces: bool = False,
+    ) -> None:
+        self.pattern = pretokenize.resolve(pattern)
+        self.merges = np.ascontiguousarray(merges, dtype=np.int64).reshape(-1, 3)
+        self.whole_pieces = whole_pieces
+        self._tokens = dict(tokens)
+        self._special_tokens = dict(sorted(special_tokens.items(), key=lambda item: item[1]))
+        formats.check(self._tokens, self.merges, self._special_tokens)
+
+        self.merges.flags.writeable = False
+        self.vocab_size = max([*self._tokens, *self._special_tokens.values()]) + 1
+        self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+        self._by_id: list[bytes | None] = [None] * self.vocab_size
+        for token, data in self._tokens.items():
+            self._by_id[token] = data
+        for name, token in self._special_tokens.items():
+            self._by_id[token] = name.encode("utf-8")
+        self._byte_ids = np.zeros(256, dtype=self.dtype)
+        for token, data in self._tokens.items():
+            if len(data) == 1:
+                self._byte_ids[data[0]] = token
+        self._pairs = {(left, right): (i, new) for i, (left, right, new) in enumerate(self.merges.tolist())}
+        self._whole = {data: token for token, data in self._tokens.items()} if whole_pieces else {}
+
+    # ---- makers ----
+
+    @classmethod
+    def train(
+        cls,
+        texts: Text | os.PathLike | Iterable[Text | os.PathLike],
+        vocab_size: int,
+        pattern: str | None = "gpt4",
+        special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS,
+        min_count: int = 1,
+    ) -> Tokenizer:
+        """Learn a vocabulary of at most `vocab_size` tokens: 256 bytes, merges, and last the special tokens.
+
+        `texts` is a text, or an iterable of texts; each may be a str, bytes, or a path, whose file is read as
+        bytes. `pattern` is a name from `PATTERNS`, a regular expression, or None for no cutting. The vocabulary is smaller than asked
+        when no pair occurs `min_count` times any more.
+
+        The same texts give the same merges on every machine. Ties go as `naive.py` states.
+
+        Raises ValueError for a `vocab_size` below 256 + special tokens.
+        """
+        special_tokens = _checked_special(special_tokens)
+        n_merges = vocab_size - 256 - len(special_tokens)
+        if n_merges < 0:
+            raise ValueError(
+                f"vocab_size {vocab_size} is too small: 256 bytes and {len(special_tokens)} special tokens "
+                f"need at least {256 + len(special_tokens)}"
+            )
+        from . import train
+
+        merges = np.array(train.learn(texts, n_merges, pretokenize.resolve(pattern), special_tokens, min_count))
+        tokens = {byte: bytes([byte]) for byte in range(256)}
+        for left, right, new in merges.reshape(-1, 3).tolist():
+            tokens[new] = tokens[left] + tokens[right]
+        return cls(tokens, merges, {name: len(tokens) + i for i, name in enumerate(special_tokens)}, pattern)
+
+    @classmethod
+    def bytes(cls, special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS) -> Tokenizer:
+        """The plain byte tokenizer: a byte's id is its value, special tokens follow from 256 on, nothing is merged."""
+        special_tokens = _checked_special(special_tokens)
+        tokens = {byte: bytes([byte]) for byte in range(256)}
+        return cls(tokens, np.empty((0, 3)), {name: 256 + i for i, name in enumerate(special_tokens)}, None)
+
+    # ---- what it is ----
+
+    @property
+    def kind(self) -> Literal["bpe", "bytes"]:
+        """"bytes" for a tokenizer without merges, else "bpe"."""
+        return "bpe" if len(self.merges) else "bytes"
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Special tokens, text to id, in order of their ids (a copy)."""
+        return dict(self._special_tokens)
+
+    @property
+    def eot_id(self) -> int | None:
+        """Id of `<|endoftext|>`, None where the vocabulary has none."""
+        return self._special_tokens.get("<|endoftext|>")
+
+    @property
+    def pad_id(self) -> int | None:
+        """Id of `<|pad|>`, None where the vocabulary has none."""
+        return self._special_tokens.get("<|pad|>")
+
+    @property
+    def unk_id(self) -> int | None:
+        """Id of `<|unk|>`, None where the vocabulary has none. Encoding never makes it of itself."""
+        return self._special_tokens.get("<|unk|>")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for; a special token stands for its own text."""
+        return self._bytes_of([int(token)])[0]
+
+    def hash(self) -> str:
+        """64 hex digits that name this tokenizer's behaviour: equal where every text gets equal ids.
+
+        Stable across save and load, versions and machines, so a manifest can hold it.
+        """
+        digest = hashlib.sha256(repr((self.pattern, self.whole_pieces, self._special_tokens)).encode())
+        for token, data in sorted(self._tokens.items()):
+            digest.update(b"%d %d " % (token, len(data)) + data)
+        digest.update(self.merges.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and self.hash() == other.hash()
+
+    def __hash__(self) -> int:
+        return int(self.hash()[:15], 16)
+
+    def __repr__(self) -> str:
+        names = {value: name for name, value in pretokenize.PATTERNS.items()}
+        pattern = names.get(self.pattern, self.pattern) if self.pattern else None
+        return (f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size}, pattern={pattern!r}, "
+                f"special_tokens={self._special_tokens})")
+
+    # ---- encoding ----
+
+    def encode(
+        self,
+        text: Text,
+        *,
+        allowed_special: Literal["all"] | Collection[str] = (),
+        disallowed_special: Literal["all"] | Collection[str] = "all",
+    ) -> np.ndarray:
+        """Ids of a text, (T,) uint16, or uint32 for vocabularies beyond 65536.
+
+        `allowed_special` are the special tokens to read as such ("all" for every one). Of the others, those in
+        `disallowed_special` raise ValueError when the text holds them; pass `disallowed_special=()` to have
+        them encoded as ordinary text.
+
+        >>> tokenizer.encode("one<|endoftext|>two", allowed_special={"<|endoftext|>"})
+
+        bytes that are not UTF-8 encode and decode without loss. In a str, lone surrogates become U+FFFD.
+        """
+        data = to_bytes(text)
+        names = set(self._special_tokens)
+        allowed = names if allowed_special == "all" else names & set(allowed_special)
+        disallowed = names - allowed if disallowed_special == "all" else set(disallowed_special) - allowed
+        if disallowed and (found := special_expression(disallowed).search(data)):
+            raise ValueError(_special_message(found.group().decode(), found.start()))
+        out: list[np.ndarray] = []
+        end = 0
+        if allowed:
+            for match in special_expression(allowed).finditer(data):
+                out.append(self._encode_ordinary(data[end:match.start()]))
+                out.append(np.array([self._special_tokens[match.group().decode()]], dtype=self.dtype))
+                end = match.end()
+        if not out:
+            return self._encode_ordinary(data)
+        return np.concatenate([*out, self._encode_ordinary(data[end:])])
+
+    def encode_batch(self, texts: Iterable[Text], **special: Any) -> list[np.ndarray]:
+        """`encode` of each text, in order, on all threads. Takes the same keywords."""
+        return [self.encode(text, **special) for text in texts]
+
+    def _encode_ordinary(self, data: bytes) -> np.ndarray:
+        if not len(self.merges):
+            return self._byte_ids[np.frombuffer(data, dtype=np.uint8)]
+        out: list[int] = []
+        cache: dict[bytes, list[int]] = {}
+        for piece in pretokenize.split(data, self.pattern):
+            ids = cache.get(piece)
+            if ids is None:
+                whole = self._whole.get(piece)
+                ids = naive.encode(self._byte_ids[list(piece)].tolist(), self._pairs) if whole is None else [whole]
+                cache[piece] = ids
+            out += ids
+        return np.array(out, dtype=self.dtype)
+
+    # ---- decoding ----
+
+    def decode_bytes(self, ids: Ids) -> bytes:
+        """The bytes that `ids` stand for: the exact inverse of `encode` on any bytes.
+
+        Raises ValueError for an id that names no token, with the id and its position.
+        """
+        return b"".join(self._bytes_of(np.atleast_1d(np.asarray(ids)).tolist()))
+
+    def decode(self, ids: Ids, errors: str = "replace") -> str:
+        """The text that `ids` stand for. `errors` is what `bytes.decode` takes: what to do with bytes that are
+        no UTF-8, such as a character cut in half ("replace", "strict", "ignore", "surrogateescape", …)."""
+        return self.decode_bytes(ids).decode("utf-8", errors)
+
+    def decoder(self, errors: str = "replace") -> StreamDecoder:
+        """A decoder for ids that arrive bit by bit; it holds back a character until it is whole."""
+        return StreamDecoder(self, errors)
+
+    def _bytes_of(self, ids: Sequence[int]) -> list[bytes]:
+        out = []
+        for position, token in enumerate(ids):
+            data = self._by_id[token] if isinstance(token, int) and 0 <= token < self.vocab_size else None
+            if data is None:
+                raise ValueError(f"id {token} at position {position} names no token: ids go from 0 to "
+                                 f"{self.vocab_size - 1}" + (", with gaps" if None in self._by_id else ""))
+            out.append(data)
+        return out
+
+    # ---- files ----
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write tokenizer.json in Hugging Face's format; `Tokenizer.load` and `tokenizers` read it alike."""
+        self.to_huggingface(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Tokenizer:
+        """Read a tokenizer.json, or the one in the folder `path`. Raises `FormatError`, naming the place."""
+        path = Path(path)
+        return cls.from_huggingface(path / "tokenizer.json" if path.is_dir() else path)
+
+    @classmethod
+    def from_huggingface(cls, source: str | os.PathLike | Mapping[str, Any]) -> Tokenizer:
+        """From a tokenizer.json (a path, or its parsed content)."""
+        return cls(**formats.read_huggingface(source))
+
+    def to_huggingface(self, path: str | os.PathLike | None = None) -> dict[str, Any]:
+        """The content of tokenizer.json, written to `path` where one is given."""
+        return formats.write_huggingface(self, path)
+
+    @classmethod
+    def from_gpt2(cls, vocab_bpe: str | os.PathLike, encoder_json: str | os.PathLike) -> Tokenizer:
+        """From GPT-2's vocab.bpe and encoder.json, which are also known as merges.txt and vocab.json."""
+        return cls(**formats.read_gpt2(vocab_bpe, encoder_json))
+
+    def to_gpt2(self, vocab_bpe: str | os.PathLike, encoder_json: str | os.PathLike) -> None:
+        """Write vocab.bpe and encoder.json (or merges.txt and vocab.json). The pattern must be GPT-2's."""
+        formats.write_gpt2(self, vocab_bpe, encoder_json)
+
+    @classmethod
+    def from_tiktoken(
+        cls, source: Any, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None
+    ) -> Tokenizer:
+        """From a tiktoken rank file with `pattern` and `special_tokens` (text to id), or from a `tiktoken.Encoding`."""
+        return cls(**formats.read_tiktoken(source, pattern, special_tokens))
+
+    def to_tiktoken(self, path: str | os.PathLike | None = None) -> dict[str, Any]:
+        """The arguments of `tiktoken.Encoding(**…)`; the ranks are written to `path` where one is given."""
+        return formats.write_tiktoken(self, path)
+
+
+class StreamDecoder:
+    """Decodes ids as they arrive. What `feed` and `finish` return adds up to `decode` of all ids.
+
+    >>> decoder = tokenizer.decoder()
+    >>> for token in stream:
+    ...     print(decoder.feed(token), end="")
+    >>> print(decoder.finish())
+    """
+
+    def __init__(self, tokenizer: Tokenizer, errors: str = "replace") -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors)
+
+    def feed(self, ids: Ids) -> str:
+        """The characters that `ids` (one or several) complete; the rest waits."""
+        return self._decoder.decode(self._tokenizer.decode_bytes(ids))
+
+    def finish(self) -> str:
+        """What is left of an unfinished character, by the `errors` policy; the decoder starts afresh."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return rest
+
+
+def special_expression(names: Collection[str]) -> re.Pattern[bytes]:
+    """Matches any of the special tokens, the longest where several begin at the same place."""
+    return re.compile(b"|".join(re.escape(name.encode()) for name in sorted(names, key=len, reverse=True)))
+
+
+def cut_at_special(data: bytes, names: Collection[str]) -> Iterator[bytes]:
+    """The stretches of ordinary text between special tokens."""
+    if not names:
+        yield data
+        return
+    yield from special_expression(names).split(data)
+
+
+def _checked_special(special_tokens: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(special_tokens)
+    if isinstance(special_tokens, str) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"special_tokens must be a sequence of non-empty strings, got {special_tokens!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"special_tokens holds a token twice: {special_tokens!r}")
+    return names
+
+
+def _special_message(name: str, position: int) -> str:
+    return (
+        f"the text holds the special token {name!r} at byte {position}: pass allowed_special={{{name!r}}} to encode "
+        f"it as that token, or disallowed_special=() to encode it as ordinary text"
+    )
