@@ -32,13 +32,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from autograd.kernels.jit import kernel
+from .jit import kernel
 
-__all__ = ["erf", "exp", "expm1", "normal_cdf", "normal_pdf", "ordered_bits", "sigmoid", "tanh"]
+__all__ = ["erf", "exp", "expm1", "logistic", "normal_cdf", "normal_pdf", "row_maximum", "sigmoid", "tanh"]
 
 
 class Constants(NamedTuple):
-    """What the functions need to know about one floating-point type. Numbers have that type, `bits_` its width."""
+    """What the functions need to know about one floating-point type. Numbers have that type."""
 
     zero: Any
     half: Any
@@ -55,7 +55,6 @@ class Constants(NamedTuple):
     sqrt_half: Any
     inverse_sqrt_2pi: Any
     mantissa_bits: Any
-    bits_max: Any
     exp_q: tuple
     erf_p: tuple
     erfc_s: tuple
@@ -71,7 +70,7 @@ def _constants(dtype: type, integer: type, exp_q: list, erf_p: list, erfc_s: lis
     numbers = (0, 0.5, 1, 2, 1 / 3, np.inf, 1 / np.log(2), ln2_high, ln2_low, 1.5 * 2**mantissa,
                np.log(info.max), np.log(info.tiny), np.sqrt(0.5), 1 / np.sqrt(2 * np.pi))
     return Constants(
-        *map(dtype, numbers), integer(mantissa), np.iinfo(integer).max,
+        *map(dtype, numbers), integer(mantissa),
         *(tuple(map(dtype, c)) for c in (exp_q, erf_p, erfc_s)),
     )
 
@@ -152,6 +151,33 @@ def add_bits(typing, a, b):
     return a(a, b), lambda context, builder, signature, arguments: builder.add(*arguments)
 
 
+@intrinsic
+def reorder(typing, bits):
+    """Flip all bits but the sign of a negative number: the bits of floats then order as signed integers do.
+
+    Its own inverse.
+    """
+    def emit(context, builder, signature, arguments):
+        width = bits.bitwidth
+        sign = builder.ashr(arguments[0], ir.Constant(ir.IntType(width), width - 1))
+        return builder.xor(arguments[0], builder.lshr(sign, ir.Constant(ir.IntType(width), 1)))
+
+    return bits(bits), emit
+
+
+@kernel
+def row_maximum(x):
+    """The largest element, −inf if there is none. Found among the bits: maxima of integers are vectorised.
+
+    NaN counts as largest, or, with its sign bit set, as smallest. It is not lost to softmax: its own exponential is
+    NaN and with it the sum.
+    """
+    largest = reorder(as_integer(x.dtype.type(-np.inf)))
+    for j in range(x.size):
+        largest = max(largest, reorder(as_integer(x[j])))
+    return as_float(reorder(largest))
+
+
 @scalar
 def _reduce(x, k):
     """(n in the low bits of an integer, r, exp(r) − 1) with x = n·ln 2 + r."""
@@ -190,8 +216,16 @@ def _tanh(x, k):
 
 
 @scalar
+def _logistic(x, k):
+    e = _exp(-abs(x), k)  # at most 1: nothing overflows, and 1 − σ loses no digits
+    r = k.one / (k.one + e)
+    er = e * r
+    return er if x < k.zero else r, er * r
+
+
+@scalar
 def _sigmoid(x, k):
-    return k.one / (k.one + _exp(-x, k))
+    return _logistic(x, k)[0]
 
 
 @scalar
@@ -221,12 +255,6 @@ def _normal_pdf(x, k):
     return k.inverse_sqrt_2pi * _exp(-z * z, k)
 
 
-@scalar
-def _ordered_bits(x, k):
-    bits = as_integer(x)
-    return bits if bits >= 0 else bits ^ k.bits_max
-
-
 def exp(x: Any) -> Any:
     """eˣ; 0 where that is below the smallest normal number."""
 
@@ -243,6 +271,10 @@ def sigmoid(x: Any) -> Any:
     """1 / (1 + e⁻ˣ)."""
 
 
+def logistic(x: Any) -> Any:
+    """(σ(x), σ′(x)) with σ the sigmoid and σ′ = σ(x)·(1 − σ(x))."""
+
+
 def erf(x: Any) -> Any:
     """The error function."""
 
@@ -253,10 +285,6 @@ def normal_cdf(x: Any) -> Any:
 
 def normal_pdf(x: Any) -> Any:
     """φ(x) = exp(−x²/2) / √(2π), its density."""
-
-
-def ordered_bits(x: Any) -> Any:
-    """An integer that orders as x does, so that a maximum vectorises and does not lose a NaN (it sorts last)."""
 
 
 def _typed(public: Any, implementation: Any) -> None:
@@ -271,7 +299,6 @@ def _typed(public: Any, implementation: Any) -> None:
     overload(public, inline="never")(choose)
 
 
-for _public, _implementation in ((exp, _exp), (expm1, _expm1), (tanh, _tanh), (sigmoid, _sigmoid), (erf, _erf),
-                                 (normal_cdf, _normal_cdf), (normal_pdf, _normal_pdf),
-                                 (ordered_bits, _ordered_bits)):
+for _public, _implementation in ((exp, _exp), (expm1, _expm1), (tanh, _tanh), (sigmoid, _sigmoid),
+                                 (logistic, _logistic), (erf, _erf), (normal_cdf, _normal_cdf), (normal_pdf, _normal_pdf)):
     _typed(_public, _implementation)

@@ -1,0 +1,48 @@
+"""How arrays reach kernels: in one form, so that each kernel is compiled once per dtype.
+
+Numba compiles anew for each layout, number of axes and even for read-only arrays. Wrappers therefore hand over
+C-contiguous arrays of one or two axes that Numba takes for writable. Kernels never write into their operands, so
+an alias of read-only memory that claims otherwise does no harm.
+
+Kernels walk over *rows* (the last axis) or over a flat array, in chunks of about `GRAIN` elements. A chunk is what
+one thread does at a time; its size depends on shapes only, and so does every rounding.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+__all__ = ["GRAIN", "flat", "operand", "rows", "rows_per_chunk"]
+
+GRAIN = 8192  # elements: a few microseconds of work, against two for entering a parallel region
+
+
+class _Alias:
+    """The memory of a read-only array under NumPy's array interface, declared writable."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array  # keeps the memory alive
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
+
+
+def operand(x: np.ndarray) -> np.ndarray:
+    """`x` as a kernel may read it: C-contiguous, aligned, writable by type. Copies only what is not in order."""
+    x = np.require(x, requirements=("C", "A"))
+    return x if x.flags.writeable else np.asarray(_Alias(x))
+
+
+def flat(x: np.ndarray) -> np.ndarray:
+    """`operand(x)` with one axis."""
+    return operand(x).reshape(-1)
+
+
+def rows(x: np.ndarray) -> np.ndarray:
+    """`operand(x)` with two axes: everything × the last axis."""
+    return operand(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def rows_per_chunk(width: int) -> int:
+    """How many rows of that width make one chunk."""
+    return max(1, GRAIN // max(1, width))

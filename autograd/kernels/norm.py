@@ -1,0 +1,176 @@
+"""Layer norm and RMS norm over the last axis, x (..., C), and their backward passes.
+
+    layer_norm    x̂ = (x − mean) · rstd        mean = Σx / C,  rstd = 1/√(Σ(x − mean)²/C + eps)
+                  out = x̂ · weight + bias
+    backward      with g = dout · weight:
+                  dx = rstd · (g − Σg/C − x̂ · Σ(g·x̂)/C)      dweight = Σ_rows dout·x̂      dbias = Σ_rows dout
+
+    rms_norm      x̂ = x · rstd                 rstd = 1/√(Σx²/C + eps)
+                  out = x̂ · weight
+    backward      dx = rstd · (g − x̂ · Σ(g·x̂)/C)              dweight = Σ_rows dout·x̂
+
+Layer norm: Ba, Kiros, Hinton, arXiv:1607.06450. RMS norm: Zhang, Sennrich, arXiv:1910.07467. The variance is taken
+from the differences to the mean, in a second pass over the row in cache. Forward: two memory accesses and about 8 FLOPs an
+element; backward: three and about 15. The sums over rows go to one partial sum per chunk of rows, at most
+`PARTIALS` of them, which are then added in order.
+
+Left out: statistics over other axes; running averages.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .arrays import operand, rows, rows_per_chunk
+from .jit import kernel, prange
+
+__all__ = ["layer_norm", "layer_norm_backward", "rms_norm", "rms_norm_backward"]
+
+PARTIALS = 32
+
+
+@kernel
+def _affine(x, shift, scale, weight, bias, out):
+    """out = (x − shift)·scale·weight + bias, where an empty weight or bias counts as absent."""
+    C = x.size
+    if weight.size and bias.size:
+        for j in range(C):
+            out[j] = (x[j] - shift) * scale * weight[j] + bias[j]
+    elif weight.size:
+        for j in range(C):
+            out[j] = (x[j] - shift) * scale * weight[j]
+    else:
+        for j in range(C):
+            out[j] = (x[j] - shift) * scale
+        if bias.size:
+            for j in range(C):
+                out[j] += bias[j]
+
+
+@kernel
+def _layer_norm_rows(x, weight, bias, eps, out, mean, rstd, first, last):
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    C = x.dtype.type(x.shape[1])
+    for i in range(first, last):
+        xi = x[i]
+        total = zero
+        for j in range(xi.size):
+            total += xi[j]
+        mu = total / C
+        square = zero
+        for j in range(xi.size):
+            square += (xi[j] - mu) * (xi[j] - mu)
+        mean[i] = mu
+        rstd[i] = one / np.sqrt(square / C + eps)
+        _affine(xi, mu, rstd[i], weight, bias, out[i])
+
+
+@kernel
+def _rms_norm_rows(x, weight, bias, eps, out, rstd, first, last):
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    C = x.dtype.type(x.shape[1])
+    for i in range(first, last):
+        xi = x[i]
+        square = zero
+        for j in range(xi.size):
+            square += xi[j] * xi[j]
+        rstd[i] = one / np.sqrt(square / C + eps)
+        _affine(xi, zero, rstd[i], weight, bias, out[i])
+
+
+@kernel
+def _norm_backward_rows(dout, x, weight, mean, rstd, dx, dweight, dbias, first, last):
+    """Both norms: RMS norm has no `mean` and no `dbias` (empty arrays)."""
+    zero = x.dtype.type(0)
+    C = x.dtype.type(x.shape[1])
+    dweight[:] = zero
+    dbias[:] = zero
+    for i in range(first, last):
+        di, xi, dxi = dout[i], x[i], dx[i]
+        shift = mean[i] if mean.size else zero
+        scale = rstd[i]
+        for j in range(xi.size):
+            dweight[j] += di[j] * ((xi[j] - shift) * scale)
+        if dbias.size:
+            for j in range(xi.size):
+                dbias[j] += di[j]
+        total, along = zero, zero
+        for j in range(xi.size):
+            g = di[j] * weight[j]
+            total += g
+            along += g * ((xi[j] - shift) * scale)
+        total = total / C if mean.size else zero
+        along = along / C
+        for j in range(xi.size):
+            dxi[j] = scale * (di[j] * weight[j] - total - (xi[j] - shift) * scale * along)
+
+
+@kernel(parallel=True)
+def _layer_norm(x, weight, bias, eps, out, mean, rstd, step):
+    for chunk in prange((len(x) + step - 1) // step):
+        _layer_norm_rows(x, weight, bias, eps, out, mean, rstd, chunk * step, min(len(x), (chunk + 1) * step))
+
+
+@kernel(parallel=True)
+def _rms_norm(x, weight, bias, eps, out, rstd, step):
+    for chunk in prange((len(x) + step - 1) // step):
+        _rms_norm_rows(x, weight, bias, eps, out, rstd, chunk * step, min(len(x), (chunk + 1) * step))
+
+
+@kernel(parallel=True)
+def _norm_backward(dout, x, weight, mean, rstd, dx, dweight, dbias, step):
+    for chunk in prange(len(dweight)):
+        _norm_backward_rows(dout, x, weight, mean, rstd, dx, dweight[chunk], dbias[chunk],
+                            chunk * step, min(len(x), (chunk + 1) * step))
+
+
+def _parameter(p: np.ndarray | None, like: np.ndarray) -> np.ndarray:
+    return np.empty(0, like.dtype) if p is None else operand(p)
+
+
+def layer_norm(x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None,
+               eps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x (..., C), weight (C,) or None, bias (C,) or None → (out (..., C), mean (...), rstd (...)), all of x's dtype."""
+    out = np.empty(x.shape, x.dtype)
+    mean, rstd = np.empty(x.shape[:-1], x.dtype), np.empty(x.shape[:-1], x.dtype)
+    _layer_norm(rows(x), _parameter(weight, x), _parameter(bias, x), x.dtype.type(eps), rows(out),
+                mean.reshape(-1), rstd.reshape(-1), rows_per_chunk(x.shape[-1]))
+    return out, mean, rstd
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray | None, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """x (..., C), weight (C,) or None → (out (..., C), rstd (...)), all of x's dtype."""
+    out = np.empty(x.shape, x.dtype)
+    rstd = np.empty(x.shape[:-1], x.dtype)
+    _rms_norm(rows(x), _parameter(weight, x), _parameter(None, x), x.dtype.type(eps), rows(out),
+              rstd.reshape(-1), rows_per_chunk(x.shape[-1]))
+    return out, rstd
+
+
+def _backward(dout: np.ndarray, x: np.ndarray, weight: np.ndarray | None, mean: np.ndarray | None,
+              rstd: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(dx, one dweight per chunk, one dbias per chunk)."""
+    width = x.shape[-1]
+    dx = np.empty(x.shape, x.dtype)
+    step = max(rows_per_chunk(width), -(-rstd.size // PARTIALS))
+    chunks = -(-rstd.size // step)
+    dweight = np.empty((chunks, width), x.dtype)
+    dbias = np.empty((chunks, 0 if mean is None else width), x.dtype)
+    weight = np.ones(width, x.dtype) if weight is None else operand(weight)
+    _norm_backward(rows(dout), rows(x), weight, _parameter(mean, x).reshape(-1), operand(rstd).reshape(-1), rows(dx),
+                   dweight, dbias, step)
+    return dx, dweight, dbias
+
+
+def layer_norm_backward(dout: np.ndarray, x: np.ndarray, weight: np.ndarray | None, mean: np.ndarray,
+                        rstd: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(dx (..., C), dweight (C,), dbias (C,)) from dout, x (..., C) and what `layer_norm` returned beside out."""
+    dx, dweight, dbias = _backward(dout, x, weight, mean, rstd)
+    return dx, dweight.sum(axis=0), dbias.sum(axis=0)
+
+
+def rms_norm_backward(dout: np.ndarray, x: np.ndarray, weight: np.ndarray | None,
+                      rstd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(dx (..., C), dweight (C,)) from dout, x (..., C) and the rstd that `rms_norm` returned."""
+    dx, dweight, _ = _backward(dout, x, weight, None, rstd)
+    return dx, dweight.sum(axis=0)
