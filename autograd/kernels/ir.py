@@ -1,0 +1,249 @@
+"""Building blocks for the inner loops that are written in LLVM's language instead of Python.
+
+A Numba kernel is compiled by LLVM, which decides by itself what to put in vector registers. For a loop over an
+array it decides well. For a matrix product it can't: the whole point there is which numbers stay in registers.
+Such loops are *emitted*: a Python function runs once, at compile time, and writes the instructions one by one.
+
+    Emitter            writes vector instructions: `load`, `store`, `splat`, `fma`, `transpose`, `loop`, `prefetch`
+    emitted            makes a function that @kernel code can call from a Python function that emits its body
+    pointer            where an array's numbers begin; pointers are indexed as arrays are, and `shift`ed
+    lanes, move, ...   the smallest emitted functions, used between the others
+    host               how wide the vectors are and how many registers there are
+
+LLVM translates vector instructions for any processor; only the *sizes* must suit the one at hand. Nothing here
+names a processor but `host`. (LLVM's reference: https://llvm.org/docs/LangRef.html)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.core import config, cgutils
+from numba.core.codegen import get_host_cpu_features
+from numba.extending import intrinsic
+
+__all__ = ["Emitter", "emitted", "fetch_add", "has", "host", "lanes", "move", "pointer", "shift", "transpose"]
+
+INT = ir.IntType(64)
+
+
+class Host(NamedTuple):
+    """What the register tile of a kernel depends on."""
+
+    vector_bytes: int
+    registers: int
+
+
+@functools.cache
+def features() -> frozenset[str]:
+    """The processor's instruction sets that Numba compiles for (NUMBA_CPU_FEATURES restricts them)."""
+    reported = config.CPU_FEATURES if config.CPU_FEATURES is not None else get_host_cpu_features()
+    return frozenset(name[1:] for name in reported.split(",") if name.startswith("+"))
+
+
+def has(*names: str) -> bool:
+    """Whether the processor has all these features (LLVM's names: avx2, avx512f, amx-bf16, …)."""
+    return features().issuperset(names)
+
+
+@functools.cache
+def host() -> Host:
+    """The vector registers: 32 of 64 bytes (AVX-512), 16 of 32 (AVX), else of 16 bytes (SSE, NEON, …)."""
+    if has("avx512f"):
+        return Host(64, 32)
+    if has("avx2"):
+        return Host(32, 16)
+    return Host(16, 32 if platform.machine() in ("aarch64", "arm64") else 16)
+
+
+class Emitter:
+    """Writes instructions on vectors of one type of number, as many of them as fill a register."""
+
+    def __init__(self, builder: ir.IRBuilder, number: ir.Type) -> None:
+        self.builder = builder
+        self.number = number
+        self.bytes = 4 if isinstance(number, ir.FloatType) else 8
+        self.lanes = host().vector_bytes // self.bytes
+        self.vector = ir.VectorType(number, self.lanes)
+
+    def at(self, start: ir.Value, index: Any) -> ir.Value:
+        """The address of the number `index` places after `start`."""
+        index = INT(index) if isinstance(index, int) else index
+        return self.builder.gep(start, [index], source_etype=self.number)
+
+    def load(self, address: ir.Value) -> ir.Value:
+        return self.builder.load(self.builder.bitcast(address, self.vector.as_pointer()), align=self.bytes)
+
+    def store(self, vector: ir.Value, address: ir.Value) -> None:
+        self.builder.store(vector, self.builder.bitcast(address, vector.type.as_pointer()), align=self.bytes)
+
+    def zero(self) -> ir.Value:
+        return ir.Constant(self.vector, None)
+
+    def splat(self, address: ir.Value) -> ir.Value:
+        """One number, in every lane."""
+        number = self.builder.load(address, typ=self.number, align=self.bytes)
+        first = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), number, ir.IntType(32)(0))
+        return self.shuffle(first, first, [0] * self.lanes)
+
+    def add(self, x: ir.Value, y: ir.Value) -> ir.Value:
+        return self.builder.fadd(x, y)
+
+    def fma(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+        """x·y + z, rounded once where the processor can (a library call per lane elsewhere would be no help)."""
+        name = f"llvm.fmuladd.v{self.lanes}f{8 * self.bytes}"
+        function = cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(self.vector, [self.vector] * 3), name
+        )
+        return self.builder.call(function, [x, y, z])
+
+    def shuffle(self, x: ir.Value, y: ir.Value, order: list[int]) -> ir.Value:
+        """The lanes of x and y (numbered on from x's) in a new order."""
+        return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(order)), order))
+
+    def transpose(self, rows: list[ir.Value]) -> list[ir.Value]:
+        """Turn as many rows as there are lanes into columns, in log2(lanes) rounds of shuffles.
+
+        A matrix of 2×2 blocks is transposed by exchanging the two blocks off the diagonal and transposing
+        each block. The round with half-size `h` exchanges those blocks in all matrices of size 2h at once:
+        rows r and r+h swap the lanes at which they differ.
+        """
+        count, half = len(rows), len(rows) // 2
+        while half:
+            upper = [lane if not lane & half else count + lane - half for lane in range(count)]
+            lower = [lane + half if not lane & half else count + lane for lane in range(count)]
+            for r in (r for r in range(count) if not r & half):
+                x, y = rows[r], rows[r + half]
+                rows[r], rows[r + half] = self.shuffle(x, y, upper), self.shuffle(x, y, lower)
+            half //= 2
+        return rows
+
+    def prefetch(self, address: ir.Value, level: int = 1) -> None:
+        """Ask for the cache line at `address` to be brought to the first (1) or second (2) level."""
+        int32, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        function = cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(ir.VoidType(), [pointer, int32, int32, int32]), "llvm.prefetch.p0"
+        )
+        address = self.builder.bitcast(address, pointer)
+        self.builder.call(function, [address, int32(0), int32(4 - level), int32(1)])
+
+    @contextlib.contextmanager
+    def loop(self, count: ir.Value, carried: list[ir.Value]) -> Iterator[list[ir.Value]]:
+        """Repeat the instructions written in the `with` block.
+
+        `carried` are the values that go from round to round, in registers. The block gets them as a list and
+        assigns their next values to it; after the block the list holds the last.
+        """
+        builder = self.builder
+        before = builder.block
+        head, body, after = (builder.append_basic_block(name) for name in ("head", "body", "after"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        phis = []
+        for value in (INT(0), *carried):
+            phis.append(builder.phi(value.type))
+            phis[-1].add_incoming(value, before)
+        builder.cbranch(builder.icmp_signed("<", phis[0], count), body, after)
+        builder.position_at_end(body)
+        values = phis[1:]
+        yield values
+        for phi, value in zip(phis, (builder.add(phis[0], INT(1)), *values), strict=True):
+            phi.add_incoming(value, builder.block)
+        builder.branch(head)
+        builder.position_at_end(after)
+        values[:] = phis[1:]
+
+
+def emitted(name: str, body: Callable, *, inline: bool = False) -> Callable:
+    """A codegen for `@intrinsic`: a function of its own, called where the intrinsic is.
+
+    `body(emitter, *arguments)` writes the instructions. The first argument must be a pointer; what it points
+    to is the type of number that the emitter works with. A function of its own keeps its registers: inlined
+    into a large loop, a tile of accumulators would be spilled to memory.
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: list[ir.Value]) -> ir.Value:
+        number = context.get_value_type(signature.args[0].dtype)
+        if inline:
+            body(Emitter(builder, number), *args)
+            return context.get_dummy_value()
+        full_name = f"groundup.{name}.{number}"
+        function = builder.module.globals.get(full_name)
+        if function is None:
+            kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
+            function = ir.Function(builder.module, kind, full_name)
+            function.linkage = "internal"
+            function.attributes.add("noinline")
+            function.attributes.add("nounwind")
+            inner = ir.IRBuilder(function.append_basic_block("entry"))
+            body(Emitter(inner, number), *function.args)
+            inner.ret_void()
+        builder.call(function, args)
+        return context.get_dummy_value()
+
+    return codegen
+
+
+@intrinsic
+def pointer(typingctx, array):
+    """A pointer to the first number of an array."""
+
+    def codegen(context, builder, signature, args):
+        return context.make_array(signature.args[0])(context, builder, args[0]).data
+
+    return types.CPointer(array.dtype)(array), codegen
+
+
+@intrinsic
+def shift(typingctx, start, places):
+    """The pointer `places` numbers further on."""
+
+    def codegen(context, builder, signature, args):
+        return Emitter(builder, context.get_value_type(start.dtype)).at(*args)
+
+    return start(start, types.intp), codegen
+
+
+@intrinsic
+def lanes(typingctx, start):
+    """How many of the numbers that `start` points to fill a vector register: known at compile time."""
+
+    def codegen(context, builder, signature, args):
+        return INT(Emitter(builder, context.get_value_type(start.dtype)).lanes)
+
+    return types.intp(start), codegen
+
+
+@intrinsic
+def move(typingctx, source, target):
+    """Copy one vector."""
+    body = lambda e, source, target: e.store(e.load(source), target)
+    return types.void(source, target), emitted("move", body, inline=True)
+
+
+@intrinsic
+def transpose(typingctx, source, source_stride, target, target_stride):
+    """Copy a square of lanes × lanes numbers, rows to columns."""
+
+    def body(e, source, source_stride, target, target_stride):
+        rows = [e.load(e.at(source, e.builder.mul(source_stride, INT(i)))) for i in range(e.lanes)]
+        for i, column in enumerate(e.transpose(rows)):
+            e.store(column, e.at(target, e.builder.mul(target_stride, INT(i))))
+
+    return types.void(source, types.intp, target, types.intp), emitted("transpose", body, inline=True)
+
+
+@intrinsic
+def fetch_add(typingctx, counter):
+    """Add 1 to the integer at `counter` and return what it was; threads never get the same number."""
+
+    def codegen(context, builder, signature, args):
+        return builder.atomic_rmw("add", args[0], INT(1), "monotonic")
+
+    return types.int64(counter), codegen
