@@ -15,7 +15,8 @@ sense: the constructor refuses the rest with one line that says what came and wh
 """
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -142,22 +143,46 @@ class GPTConfig:
         # SwiGLU has three matrices where GELU has two: 2/3 of 4C keeps the parameter count (Shazeer 2020).
         return -(-8 * self.n_embd // (3 * 32)) * 32
 
+    def parameter_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """(name, shape) of every parameter of the model, in its order, without making one. Matrices are (out, in)."""
+        C, hidden = self.n_embd, self.hidden
+        qkv = (self.n_head + 2 * self.kv_heads) * self.head_size
+
+        def linear(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+            yield f"{name}.weight", (outputs, inputs)
+            if self.bias:
+                yield f"{name}.bias", (outputs,)
+
+        def norm(name: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+            yield f"{name}.weight", (C,)
+            if self.bias and self.norm == "layernorm":
+                yield f"{name}.bias", (C,)
+
+        yield "token_embedding.weight", (self.vocab_size, C)
+        if self.position == "learned":
+            yield "position_embedding.weight", (self.block_size, C)
+        for i in range(self.n_layer):
+            block = f"blocks.{i}"
+            yield from norm(f"{block}.attention_norm")
+            yield from linear(f"{block}.attention.qkv", C, qkv)
+            yield from linear(f"{block}.attention.out", C, C)
+            yield from norm(f"{block}.mlp_norm")
+            if self.mlp == "swiglu":
+                yield from linear(f"{block}.mlp.gate", C, hidden)
+            yield from linear(f"{block}.mlp.up", C, hidden)
+            yield from linear(f"{block}.mlp.down", hidden, C)
+        yield from norm("norm")
+        if not self.tie_embeddings:
+            yield "head.weight", (self.vocab_size, C)
+
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters by part: token_embedding, position_embedding, attention, mlp, norm, head (0 when tied)."""
-        C, hidden, kv_width = self.n_embd, self.hidden, self.kv_heads * self.head_size
-        bias = int(self.bias)
-        attention = (C + bias) * (C + 2 * kv_width) + (C + bias) * C  # into q, k, v, and out again
-        up = hidden if self.mlp == "gelu" else 2 * hidden
-        mlp = (C + bias) * up + (hidden + bias) * C
-        norm = C * (1 + (bias if self.norm == "layernorm" else 0))
-        return {
-            "token_embedding": self.vocab_size * C,
-            "position_embedding": self.block_size * C if self.position == "learned" else 0,
-            "attention": self.n_layer * attention,
-            "mlp": self.n_layer * mlp,
-            "norm": (2 * self.n_layer + 1) * norm,
-            "head": 0 if self.tie_embeddings else self.vocab_size * C,
-        }
+        """Parameters by part: token_embedding, position_embedding, attention, mlp, norm, head (tied: 0)."""
+        parts = ("token_embedding", "position_embedding", "attention", "mlp", "norm", "head")
+        counts = dict.fromkeys(parts, 0)
+        for name, shape in self.parameter_shapes():
+            part = name.split(".")[2 if name.startswith("blocks.") else 0]
+            counts["norm" if part.endswith("norm") else part] += math.prod(shape)
+        return counts
 
     def num_parameters(self, embeddings: bool = True) -> int:
         """All trainable numbers; without `embeddings`, leaves out the token and position tables."""
