@@ -28,7 +28,7 @@ from numba.core import config, cgutils
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-__all__ = ["Emitter", "emitted", "fetch_add", "has", "host", "lanes", "move", "pointer", "shift", "transpose"]
+__all__ = ["Emitter", "emitted", "fetch_add", "has", "host", "lanes", "move", "mover", "pointer", "shift", "transpose"]
 
 INT = ir.IntType(64)
 
@@ -225,6 +225,23 @@ def move(typingctx, source, target):
     """Copy one vector."""
     body = lambda e, source, target: e.store(e.load(source), target)
     return types.void(source, target), emitted("move", body, inline=True)
+
+
+def mover(count: int) -> Callable:
+    """A function (source, target) that copies `count` numbers, in as few moves as cover them (two may overlap)."""
+
+    def body(e, source, target):
+        size = min(e.lanes, 1 << count.bit_length() - 1)
+        chunk = ir.VectorType(e.number, size)
+        for first in (*range(0, count - size, size), count - size):
+            address = e.builder.bitcast(e.at(source, first), chunk.as_pointer())
+            e.store(e.builder.load(address, align=e.bytes), e.at(target, first))
+
+    @intrinsic
+    def move_numbers(typingctx, source, target):
+        return types.void(source, target), emitted("move", body, inline=True)
+
+    return move_numbers
 
 
 @intrinsic

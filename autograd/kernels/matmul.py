@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import mmap
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -14,8 +14,8 @@ from llvmlite import ir as llvm
 from numba import types
 from numba.extending import intrinsic
 
-from .ir import emitted, fetch_add, host, lanes, move, pointer, shift, transpose
-from .jit import kernel, prange
+from .ir import emitted, fetch_add, host, lanes, move, mover, pointer, shift, transpose
+from .jit import kernel, num_threads, prange
 
 __all__ = ["matmul"]
 
@@ -25,7 +25,7 @@ UNROLL = 4
 DEPTH = 384                # the sum over K goes in blocks of at most this many terms
 ROW_STRIDE = DEPTH + 16
 WIDTH = 32  # vectors of columns of b that are packed at a time (512 floats)
-HEIGHT = 1024
+GROUP = 8 * ROWS
 
 
 # --- the microkernel ---
@@ -63,161 +63,189 @@ narrow_tile_of_rows = _tile(ROWS, 1, ROW_STRIDE, 1)
 narrow_tile_of_columns = _tile(ROWS, 1, 1, ROWS)
 
 
+class Matrix(NamedTuple):
+    """Where a matrix begins, and how many numbers further its next row and its next column do."""
+
+    start: Any
+    row: int
+    column: int
+
+
 @kernel
-def _pack_panel(source, width_stride, k_stride, width, depth, steps, target, panel):
+def _from(matrix, i, j):
+    return Matrix(shift(matrix.start, i * matrix.row + j * matrix.column), matrix.row, matrix.column)
+
+
+@kernel
+def _matrix(array):
+    return Matrix(pointer(array), array.strides[0] // array.itemsize, array.strides[1] // array.itemsize)
+
+
+@kernel
+def _fill_zeros(target, count):
+    for i in range(count):
+        target[i] = 0
+
+
+@kernel
+def _pack_any(source, width_stride, k_stride, width, depth, target, panel):
     for k in range(depth):
-        for j in range(width):
-            target[k * panel + j] = source[j * width_stride + k * k_stride]
-        for j in range(width, panel):
-            target[k * panel + j] = 0
-    for k in range(depth * panel, steps * panel):
-        target[k] = 0
+        for i in range(width):
+            target[k * panel + i] = source[i * width_stride + k * k_stride]
+        for i in range(width, panel):
+            target[k * panel + i] = 0
 
 
 @kernel
-def _pack_columns(b, k_stride, j_stride, N, depth, steps, packed):
+def _pack_columns(b, depth, N, steps, packed):
     L = lanes(packed)
     for j in range(0, N, VECTORS * L):
         panel = L if N - j <= L else VECTORS * L
-        source, target = shift(b, j * j_stride), shift(packed, j * steps)
-        whole = min(panel, N - j) // L * L
-        if whole == panel and j_stride == 1:
+        whole = N - j >= panel
+        source, target = shift(b.start, j * b.column), shift(packed, j * steps)
+        if whole and b.column == 1:
             for k in range(depth):
                 for v in range(0, panel, L):
-                    move(shift(source, k * k_stride + v), shift(target, k * panel + v))
-            for k in range(depth * panel, steps * panel):
-                target[k] = 0
-        elif whole == panel and k_stride == 1 and depth % L == 0:
+                    move(shift(source, k * b.row + v), shift(target, k * panel + v))
+        elif whole and b.row == 1 and depth % L == 0:
             for k in range(0, depth, L):
                 for v in range(0, panel, L):
-                    transpose(shift(source, v * j_stride + k), j_stride, shift(target, k * panel + v), panel)
-            for k in range(depth * panel, steps * panel):
-                target[k] = 0
+                    transpose(shift(source, v * b.column + k), b.column, shift(target, k * panel + v), panel)
         else:
-            _pack_panel(source, j_stride, k_stride, min(panel, N - j), depth, steps, target, panel)
+            _pack_any(source, b.column, b.row, min(panel, N - j), depth, target, panel)
+        _fill_zeros(shift(target, depth * panel), (steps - depth) * panel)
+
+
+move_rows = mover(ROWS)
 
 
 @kernel
-def _pack_rows(a, i_stride, k_stride, M, depth, steps, packed):
-    if k_stride == 1:
-        for i in range(ROWS):
+def _pack_rows(a, M, depth, steps, packed):
+    if a.column == 1:
+        for i in range(-(-M // ROWS) * ROWS):
             target = shift(packed, i * ROW_STRIDE)
             if i < M:
-                source = shift(a, i * i_stride)
+                source = shift(a.start, i * a.row)
                 for k in range(depth):
                     target[k] = source[k]
-                for k in range(depth, steps):
-                    target[k] = 0
+                _fill_zeros(shift(target, depth), steps - depth)
             else:
-                for k in range(steps):
-                    target[k] = 0
-    elif i_stride == 1 and M == ROWS:
-        for k in range(depth):
-            for i in range(ROWS):
-                packed[k * ROWS + i] = a[k * k_stride + i]
-        for k in range(depth * ROWS, steps * ROWS):
-            packed[k] = 0
-    else:
-        _pack_panel(a, i_stride, k_stride, M, depth, steps, packed, ROWS)
+                _fill_zeros(target, steps)
+        return
+    whole = M // ROWS * ROWS if a.row == 1 else 0
+    for k in range(depth):
+        for i in range(0, whole, ROWS):
+            move_rows(shift(a.start, k * a.column + i), shift(packed, i * ROW_STRIDE + k * ROWS))
+    for i in range(whole, M, ROWS):
+        _pack_any(shift(a.start, i * a.row), a.row, a.column, min(ROWS, M - i), depth, shift(packed, i * ROW_STRIDE), ROWS)
+    for i in range(0, M, ROWS):
+        _fill_zeros(shift(packed, i * ROW_STRIDE + depth * ROWS), (steps - depth) * ROWS)
 
 
 @kernel
-def _block(a, a_i, a_k, b, b_k, b_j, start, start_i, start_j, out, out_i, out_j, M, N, K, packed):
+def _multiply_panels(rows_packed_in_rows, packed_a, panel, steps, start, out, rows, columns, zeros, scratch):
+    L = lanes(panel)
+    whole = rows == ROWS and columns == VECTORS * L and out.column == 1 and start.column == 1
+    first, last = (start, out) if whole else (Matrix(zeros, 0, 1), Matrix(scratch, VECTORS * L, 1))
+    if rows_packed_in_rows:
+        if columns <= L:
+            narrow_tile_of_rows(packed_a, panel, steps // UNROLL, first.start, first.row, last.start, last.row)
+        else:
+            tile_of_rows(packed_a, panel, steps // UNROLL, first.start, first.row, last.start, last.row)
+    else:
+        if columns <= L:
+            narrow_tile_of_columns(packed_a, panel, steps // UNROLL, first.start, first.row, last.start, last.row)
+        else:
+            tile_of_columns(packed_a, panel, steps // UNROLL, first.start, first.row, last.start, last.row)
+    if not whole:
+        for i in range(rows):
+            for j in range(columns):
+                out.start[i * out.row + j * out.column] = scratch[i * VECTORS * L + j] + start.start[i * start.row + j * start.column]
+
+
+@kernel
+def _block(a, b, start, out, M, N, K, packed):
     L = lanes(packed)
     zeros = packed
     scratch = shift(zeros, WIDTH * L)
     packed_a = shift(scratch, ROWS * VECTORS * L)
-    packed_b = shift(packed_a, ROWS * ROW_STRIDE)
-    blocks = -(-K // DEPTH)
-    block = -(-K // blocks // UNROLL) * UNROLL
-    for k0 in range(0, K, block):
-        depth = min(block, K - k0)
+    packed_b = shift(packed_a, GROUP * ROW_STRIDE)
+    block = -(-K // (-(-K // DEPTH) * UNROLL)) * UNROLL
+    for k in range(0, K, block):
+        depth = min(block, K - k)
         steps = -(-depth // UNROLL) * UNROLL
-        _pack_columns(shift(b, k0 * b_k), b_k, b_j, N, depth, steps, packed_b)
-        for i in range(0, M, ROWS):
-            rows = min(ROWS, M - i)
-            _pack_rows(shift(a, i * a_i + k0 * a_k), a_i, a_k, rows, depth, steps, packed_a)
-            for j in range(0, N, VECTORS * L):
-                columns = min(VECTORS * L, N - j)
-                panel = shift(packed_b, j * steps)
-                begin, end = shift(start, i * start_i + j * start_j), shift(out, i * out_i + j * out_j)
-                whole = rows == ROWS and columns == VECTORS * L and out_j == 1 and start_j == 1
-                init, init_i, target, target_i = zeros, 0, scratch, VECTORS * L
-                if whole:
-                    init, init_i, target, target_i = begin, start_i, end, out_i
-                if a_k == 1:
-                    if columns <= L:
-                        narrow_tile_of_rows(packed_a, panel, steps // UNROLL, init, init_i, target, target_i)
-                    else:
-                        tile_of_rows(packed_a, panel, steps // UNROLL, init, init_i, target, target_i)
-                else:
-                    if columns <= L:
-                        narrow_tile_of_columns(packed_a, panel, steps // UNROLL, init, init_i, target, target_i)
-                    else:
-                        tile_of_columns(packed_a, panel, steps // UNROLL, init, init_i, target, target_i)
-                if not whole:
-                    for ii in range(rows):
-                        for jj in range(columns):
-                            end[ii * out_i + jj * out_j] = scratch[ii * VECTORS * L + jj] + begin[ii * start_i + jj * start_j]
-        start, start_i, start_j = out, out_i, out_j
+        _pack_columns(_from(b, k, 0), depth, N, steps, packed_b)
+        for i0 in range(0, M, GROUP):
+            group = min(GROUP, M - i0)
+            _pack_rows(_from(a, i0, k), group, depth, steps, packed_a)
+            for i in range(0, group, ROWS):
+                for j in range(0, N, VECTORS * L):
+                    _multiply_panels(a.column == 1, shift(packed_a, i * ROW_STRIDE), shift(packed_b, j * steps), steps,
+                        _from(start, i0 + i, j), _from(out, i0 + i, j), min(ROWS, group - i), min(VECTORS * L, N - j), zeros, scratch)
+        start = out
 
 
 @kernel
-def _work(a, b, bias, out, offsets, accumulate, counter, packed, height, width):
+def _work(a, b, bias, out, offsets, accumulate, counter, packed, down, across):
     M, K = a.shape
     N = b.shape[1]
-    size = a.itemsize
-    a_i, a_k = a.strides[0] // size, a.strides[1] // size
-    b_k, b_j = b.strides[0] // size, b.strides[1] // size
-    out_i, out_j = out.strides[0] // size, out.strides[1] // size
-    across, down = -(-N // width), -(-M // height)
-    tasks = len(offsets) * across * down
+    L = lanes(pointer(packed))
+    A, B, C = _matrix(a), _matrix(b), _matrix(out)
     while True:
         task = fetch_add(pointer(counter))
-        if task >= tasks:
+        if task >= len(offsets) * down * across:
             break
-        batch, task = divmod(task, across * down)
-        i, j = task % down * height, task // down * width
-        rows, columns = min(height, M - i), min(width, N - j)
-        pa = shift(pointer(a), offsets[batch, 0] + i * a_i)
-        pb = shift(pointer(b), offsets[batch, 1] + j * b_j)
-        po = shift(pointer(out), offsets[batch, 2] + i * out_i + j * out_j)
-        start, start_i, start_j = pointer(packed), 0, 0
-        if accumulate:
-            start, start_i, start_j = po, out_i, out_j
-        elif bias.size:
-            start, start_i, start_j = shift(pointer(bias), j), 0, 1
-        else:
-            start_j = 1
-        _block(pa, a_i, a_k, pb, b_k, b_j, start, start_i, start_j, po, out_i, out_j, rows, columns, K, pointer(packed))
+        batch, task = divmod(task, down * across)
+        i, rows = _share(M, ROWS, task % down, down)
+        j, columns = _share(N, VECTORS * L, task // down, across)
+        to_a, to_b, to_out = offsets[batch]
+        block_a = Matrix(shift(A.start, to_a + i * A.row), A.row, A.column)
+        block_out = _from(Matrix(shift(C.start, to_out), C.row, C.column), i, j)
+        for j0 in range(0, columns, WIDTH * L):
+            block_b = Matrix(shift(B.start, to_b + (j + j0) * B.column), B.row, B.column)
+            o = _from(block_out, 0, j0)
+            start = Matrix(pointer(packed), 0, 1)
+            if accumulate:
+                start = o
+            elif bias.size:
+                start = Matrix(shift(pointer(bias), j + j0), 0, 1)
+            _block(block_a, block_b, start, o, rows, min(WIDTH * L, columns - j0), K, pointer(packed))
 
 
-def _split(M, N, K, batches, row_unit, column_unit, max_width):
-    across, down = -(-N // max_width), -(-M // HEIGHT)
-    while batches * across * down < 8 and M // down * (N // across) * K > 2**20:
-        if M // down >= N // across:
-            down += 1
-        else:
-            across += 1
-    height = -(-M // (down * row_unit)) * row_unit
-    width = -(-N // (across * column_unit)) * column_unit
-    return height, width
-
-split = kernel(_split)
+@kernel
+def _share(size, unit, part, parts):
+    units = -(-size // unit)
+    begin, end = units * part // parts * unit, units * (part + 1) // parts * unit
+    return begin, min(end, size) - begin
 
 
-def multiply(a, b, bias, out, offsets, accumulate, counter, workspace):
+@kernel
+def _plan(rows, columns, batches, workers):
+    """How many parts to cut (down, across)."""
+    best, best_cost = (1, 1), np.inf
+    for per_worker in range(1, 5):
+        tasks = -(-workers * per_worker // batches)
+        for down in range(1, min(tasks, rows) + 1):
+            across = min(-(-tasks // down), columns)
+            tall, wide = -(-rows // down), -(-columns // across)
+            rounds = -(-batches * down * across // workers)
+            cost = rounds * (tall * wide * 14.0 + tall * 3.0 + wide * 6.0) * (1 + 0.06 / per_worker)
+            if cost < best_cost:
+                best, best_cost = (down, across), cost
+    return best
+
+
+def multiply(a, b, bias, out, offsets, accumulate, counter, workspace, workers):
     M, K = a.shape
     N = b.shape[1]
     L = lanes(pointer(a))
-    height, width = split(M, N, K, len(offsets), ROWS, VECTORS * L, WIDTH * L)
-    tasks = len(offsets) * -(-M // height) * -(-N // width)
     counter[0] = 0
-    if tasks == 1 or len(offsets) * M * N * K < 2**19:
-        _work(a, b, bias, out, offsets, accumulate, counter, workspace[0], height, width)
+    if workers == 1 or len(offsets) * M * N * K < 2**18:
+        _work(a, b, bias, out, offsets, accumulate, counter, workspace[0], 1, 1)
     else:
-        for worker in prange(min(len(workspace), tasks)):
-            _work(a, b, bias, out, offsets, accumulate, counter, workspace[worker], height, width)
+        down, across = _plan(-(-M // ROWS), -(-N // (VECTORS * L)), len(offsets), workers)
+        for worker in prange(workers):
+            _work(a, b, bias, out, offsets, accumulate, counter, workspace[worker], down, across)
 
 
 @functools.cache
@@ -226,7 +254,7 @@ def _multiply(dtype: np.dtype) -> Any:
     read = lambda ndim: types.Array(number, ndim, "A", readonly=True)
     write = types.Array(number, 2, "A")
     integers = lambda ndim: types.Array(types.int64, ndim, "C")
-    signature = types.void(read(2), read(2), read(1), write, integers(2), types.boolean, integers(1), types.Array(number, 2, "C"))
+    signature = types.void(read(2), read(2), read(1), write, integers(2), types.boolean, integers(1), types.Array(number, 2, "C"), types.intp)
     return kernel(signature=signature, parallel=True)(multiply)
 
 
@@ -238,7 +266,7 @@ def _workspace(dtype):
         return _workspaces[dtype].pop()
     except IndexError:
         L = host().vector_bytes // dtype.itemsize
-        elements = WIDTH * L + VECTORS * L * ROWS + ROWS * ROW_STRIDE + WIDTH * L * (DEPTH + UNROLL)
+        elements = WIDTH * L + VECTORS * L * ROWS + GROUP * ROW_STRIDE + WIDTH * L * (DEPTH + UNROLL)
         elements = -(-elements // 1024) * 1024
         memory = mmap.mmap(-1, numba.config.NUMBA_NUM_THREADS * elements * dtype.itemsize)
         if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -286,6 +314,6 @@ def matmul(
     b = np.broadcast_to(b, batch + b.shape[-2:])
     ws = _workspace(dtype)
     for index in np.ndindex(batch):
-        _multiply(dtype)(a[index], b[index], bias, out[index], ONE, accumulate, ws[1], ws[0])
+        _multiply(dtype)(a[index], b[index], bias, out[index], ONE, accumulate, ws[1], ws[0], num_threads())
     _workspaces[dtype].append(ws)
     return out
