@@ -38,9 +38,14 @@ def training_batch(
         raise ValueError(
             f"a window of {block_size} tokens and their targets takes {block_size + 1} tokens, got {len(ids)}"
         )
-    words = np.random.Philox(key=seed, counter=[0, 0, micro_step, step]).random_raw(batch_size)
+    words = random_words(batch_size, seed=seed, step=step, micro_step=micro_step)
     offsets = (words % np.uint64(n_offsets)).astype(np.int64)
     return _windows(ids, offsets, block_size)
+
+
+def random_words(n: int, *, seed: int, step: int, micro_step: int = 0, stream: int = 0) -> np.ndarray:
+    """`n` random words, uint64, of their own for every (seed, step, micro-step, stream)."""
+    return np.random.Philox(key=seed, counter=[0, stream, micro_step, step]).random_raw(n)
 
 
 def validation_batches(

@@ -33,6 +33,7 @@ import numpy as np
 from data.builtin import builtin_documents
 
 BLOCK_BYTES = 1 << 20
+LONGEST_PIECE = 1 << 23  # characters without a line break after a letter or digit: cut anywhere
 _CUT = re.compile(r"(?s:.*)[^\W_](?=\n)")  # greedy: up to the last letter or digit before a line break
 
 DecodingPolicy = Literal["strict", "replace", "ignore"]
@@ -122,7 +123,10 @@ class Corpus:
                     yield text
                     return
                 offset_bytes += len(block)
-                cut = match.end() if (match := _CUT.match(text)) else len(text)
+                if match := _CUT.match(text):
+                    cut = match.end()
+                else:  # wait for a place to cut, but not for ever
+                    cut = len(text) if len(text) > LONGEST_PIECE else 0
                 yield text[:cut]
                 rest = text[cut:]
 

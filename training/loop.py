@@ -1,0 +1,187 @@
+"""What happens inside the loop of train.py: an update, an evaluation, a sample.
+
+Each is a function of the model and of (seed, step) alone. Dropout's random numbers are seeded anew for every
+micro-step and a sample has a seed of its own, so evaluating or sampling more or less often changes no bit of
+the training, and a resumed run needs no random state.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+import autograd as ag
+from data import random_words, training_batch, validation_batches
+from model import GPT
+from nn import schedule
+from nn.optim import AdamW, clip_scale, grad_norm
+from tokenizer import Tokenizer
+from training.errors import DivergenceError, SettingsError
+from training.settings import OptimSettings, TrainSettings
+from training.signals import StopRequest
+
+# Streams of random words; batches draw from stream 0.
+DROPOUT, SAMPLE = 1, 2
+EVALUATION_BATCH_TOKENS = 4096  # a size of its own, so that the loss does not depend on the training batch
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update measured: loss (nats per token) and gradient norm, both from before it."""
+
+    loss: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The mean loss in nats per token, in bits per byte of text, and over how many tokens."""
+
+    loss: float
+    bits_per_byte: float
+    tokens: int
+
+
+def make_optimizer(model: GPT, settings: OptimSettings) -> AdamW:
+    """AdamW over a model; norms and biases never decay, embeddings if the settings say so."""
+    decayed, others = [], []
+    for parameter in model.parameters():
+        is_table = parameter.array.ndim >= 2 and settings.decay_embeddings
+        (decayed if parameter.decay or is_table else others).append(parameter)
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Matrix products in "float32" or "bfloat16" while inside. Raises SettingsError where that can't be had."""
+    setter = getattr(ag, "matmul_precision", None)
+    if setter is None and precision != "float32":
+        raise SettingsError(f"--train.precision {precision} is not available in this version; use float32")
+    with setter(precision) if setter else contextlib.nullcontext():
+        yield
+
+
+def learning_rate(step: int, settings: OptimSettings, steps: int) -> float:
+    """The rate for the update from `step` to `step + 1`."""
+    rise = {"max_lr": settings.lr, "warmup_steps": settings.warmup_steps}
+    decay_steps = settings.decay_steps or steps // 5
+    rate = {
+        "constant": schedule.constant,
+        "cosine": partial(schedule.warmup_cosine, total_steps=steps, min_lr=settings.min_lr),
+        "wsd": partial(
+            schedule.warmup_stable_decay, total_steps=steps, min_lr=settings.min_lr, decay_steps=decay_steps
+        ),
+    }[settings.schedule]
+    return rate(step, **rise)
+
+
+def update(
+    model: GPT, optimizer: AdamW, ids: np.ndarray, step: int, lr: float, clip: float, settings: TrainSettings
+) -> Update:
+    """One step of training: gradients over `accumulation` batches, clipped, and the optimizer's move.
+
+    Raises DivergenceError, before anything is changed, if the loss or the gradient is not finite.
+    """
+    model.train()
+    optimizer.zero_grad()
+    losses = []
+    for micro_step in range(settings.accumulation):
+        loss = _loss(model, ids, step, micro_step, settings)
+        losses.append(loss.item())
+        (loss / settings.accumulation).backward()
+    mean_loss = sum(losses) / len(losses)
+    norm = grad_norm(model)
+    if not (math.isfinite(mean_loss) and math.isfinite(norm)):
+        raise DivergenceError(_diagnosis(model, ids, step, mean_loss, norm, settings))
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step(grad_scale=clip_scale(norm, clip) if clip else 1.0)
+    return Update(mean_loss, norm)
+
+
+def _loss(model: GPT, ids: np.ndarray, step: int, micro_step: int, settings: TrainSettings) -> ag.Tensor:
+    inputs, targets = training_batch(
+        ids, block_size=model.config.block_size, batch_size=settings.batch_size,
+        seed=settings.seed, step=step, micro_step=micro_step,
+    )  # fmt: skip
+    (word,) = random_words(1, seed=settings.seed, step=step, micro_step=micro_step, stream=DROPOUT)
+    ag.manual_seed(int(word >> 1))
+    _, loss = model(inputs, targets)  # 0-d
+    return loss
+
+
+def _diagnosis(
+    model: GPT, ids: np.ndarray, step: int, loss: float, norm: float, settings: TrainSettings
+) -> str:
+    """Where the first bad number appeared. The step is repeated under watch: it is a function of (seed, step)."""
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
+    where = ""
+    bad = [name for name, parameter in model.named_parameters() if not np.isfinite(parameter.array).all()]
+    if bad:
+        where = f" (the parameter {bad[0]} holds it already)"
+    else:
+        try:
+            with ag.detect_anomaly(), np.errstate(all="ignore"):
+                for micro_step in range(settings.accumulation):
+                    _loss(model, ids, step, micro_step, settings).backward()
+        except (RuntimeError, ArithmeticError, ValueError) as error:
+            where = f" ({error})"
+    return (
+        f"{what} at step {step + 1}{where}; nothing was updated with it, earlier checkpoints are sound: "
+        f"start again with a lower --optim.lr, or a longer --optim.warmup_steps"
+    )
+
+
+def evaluate(
+    model: GPT, ids: np.ndarray, lengths: np.ndarray, max_tokens: int, stop: StopRequest | None = None
+) -> Evaluation | None:
+    """The loss over the validation split, each token once; None if a stop was requested meanwhile.
+
+    lengths      bytes of text behind each id, (V,)
+    max_tokens   score no more than these, at even distances; 0: all
+    """
+    model.eval()
+    nats, n_tokens, n_bytes = 0.0, 0, 0
+    block_size = model.config.block_size
+    batch_size = max(1, EVALUATION_BATCH_TOKENS // block_size)
+    with ag.no_grad():
+        for inputs, targets in validation_batches(
+            ids, block_size=block_size, batch_size=batch_size, max_tokens=max_tokens or None
+        ):
+            if stop:
+                return None
+            _, loss = model(inputs, targets)
+            nats += loss.item() * targets.size
+            n_tokens += targets.size
+            n_bytes += int(lengths[targets].sum())
+    return Evaluation(nats / n_tokens, nats / math.log(2) / max(1, n_bytes), n_tokens)
+
+
+def write_sample(model: GPT, tokenizer: Tokenizer, step: int, settings: TrainSettings) -> str:
+    """Text that goes on from the sample prompt, the prompt included; the same for the same weights and step."""
+    model.eval()
+    prompt = prompt_ids(tokenizer, settings.sample_prompt)
+    (word,) = random_words(1, seed=settings.seed, step=step, stream=SAMPLE)
+    ids = model.generate(
+        prompt, settings.sample_tokens, temperature=settings.sample_temperature,
+        seed=int(word), stop_id=tokenizer.eot_id,
+    )  # fmt: skip
+    return settings.sample_prompt + tokenizer.decode(_without_stop(ids[len(prompt) :], tokenizer.eot_id))
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
+    """The ids of a prompt, special tokens in it read as such; an empty one starts a document (`<|endoftext|>`)."""
+    if not prompt and tokenizer.eot_id is not None:
+        return np.array([tokenizer.eot_id])
+    return tokenizer.encode(prompt, allowed_special="all").astype(np.int64)
+
+
+def _without_stop(ids: np.ndarray, stop_id: int | None) -> np.ndarray:
+    return ids[:-1] if len(ids) and ids[-1] == stop_id else ids
