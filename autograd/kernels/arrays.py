@@ -14,23 +14,24 @@ import math
 
 import numpy as np
 
-__all__ = ["GRAIN", "flat", "operand", "rows", "rows_per_chunk"]
+__all__ = ["GRAIN", "flat", "operand", "rows", "rows_per_chunk", "span"]
 
 GRAIN = 8192  # elements: a few microseconds of work, against two for entering a parallel region
 
 
 class _Alias:
-    """The memory of a read-only array under NumPy's array interface, declared writable."""
+    """An array's memory under NumPy's array interface, declared writable and C-contiguous, in another shape."""
 
-    def __init__(self, array: np.ndarray) -> None:
+    def __init__(self, array: np.ndarray, shape: tuple[int, ...]) -> None:
         self.array = array  # keeps the memory alive
-        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
+        self.__array_interface__ = {"version": 3, "typestr": array.dtype.str, "shape": shape, "strides": None,
+                                    "data": (array.ctypes.data, False)}
 
 
 def operand(x: np.ndarray) -> np.ndarray:
     """`x` as a kernel may read it: C-contiguous, aligned, writable by type. Copies only what is not in order."""
     x = np.require(x, requirements=("C", "A"))
-    return x if x.flags.writeable else np.asarray(_Alias(x))
+    return x if x.flags.writeable else np.asarray(_Alias(x, x.shape))
 
 
 def flat(x: np.ndarray) -> np.ndarray:
@@ -46,3 +47,16 @@ def rows(x: np.ndarray) -> np.ndarray:
 def rows_per_chunk(width: int) -> int:
     """How many rows of that width make one chunk."""
     return max(1, GRAIN // max(1, width))
+
+
+def span(x: np.ndarray) -> np.ndarray:
+    """The memory from the first element of `x` to its last, with one axis, for kernels that go by strides.
+
+    Raises ValueError where a stride is negative or no multiple of the element size.
+    """
+    if not x.size:
+        return np.empty(0, x.dtype)
+    if not x.flags.aligned or any(stride < 0 or stride % x.itemsize for stride in x.strides):
+        raise ValueError(f"expected an aligned array with strides ≥ 0, got strides {x.strides} in bytes")
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.strides, strict=True))
+    return np.asarray(_Alias(x, (last // x.itemsize + 1,)))

@@ -30,18 +30,14 @@ def _gather_rows(weight, idx, out, first, last):
 
 @kernel
 def _sort_positions(idx, starts, order):
-    """`order[starts[v]:starts[v + 1]]` become the positions n with idx[n] = v, rising. `starts` arrives zeroed."""
-    for i in range(idx.size):
-        starts[idx[i] + 1] += 1
-    for v in range(1, starts.size):
+    """`order[starts[v]:starts[v + 1]]` become the positions n with idx[n] = v, rising. `starts` (V + 2,) is zeroed."""
+    for v in idx:
+        starts[v + 2] += 1
+    for v in range(2, starts.size):
         starts[v] += starts[v - 1]
-    for i in range(idx.size - 1, -1, -1):
-        v = idx[i] + 1
-        starts[v] -= 1
-        order[starts[v]] = i
-    for v in range(1, starts.size - 1):  # each start has moved down by its own count: entry v + 1 is now that of v
-        starts[v] = starts[v + 1]
-    starts[-1] = idx.size
+    for n in range(idx.size):  # starts[v + 1] is where the next position of v goes, and in the end where v + 1 starts
+        order[starts[idx[n] + 1]] = n
+        starts[idx[n] + 1] += 1
 
 
 @kernel
@@ -70,7 +66,7 @@ def _scatter(dout, starts, order, dweight, step):
 
 def _checked(idx: np.ndarray, num_rows: int) -> np.ndarray:
     idx = flat(np.asarray(idx, np.int64))
-    if idx.size and not (0 <= idx.min() and idx.max() < num_rows):
+    if idx.size and not (idx.min() >= 0 and idx.max() < num_rows):
         wrong = idx[(idx < 0) | (idx >= num_rows)][0]
         raise IndexError(f"index {wrong} is out of range for a table of {num_rows} rows: expected 0 ≤ index < {num_rows}")
     return idx
@@ -88,7 +84,7 @@ def embedding_backward(dout: np.ndarray, idx: np.ndarray, num_rows: int) -> np.n
     """dweight (num_rows, C) from dout (..., C) and idx (...)."""
     width = dout.shape[-1]
     idx = _checked(idx, num_rows)
-    starts, order = np.zeros(num_rows + 1, np.int64), np.empty(idx.size, np.int64)
+    starts, order = np.zeros(num_rows + 2, np.int64), np.empty(idx.size, np.int64)
     _sort_positions(idx, starts, order)
     dweight = np.empty((num_rows, width), dout.dtype)
     _scatter(rows(dout), starts, order, dweight, rows_per_chunk(width))

@@ -20,7 +20,7 @@ import numpy as np
 from .arrays import GRAIN, flat
 from .jit import kernel, prange
 
-__all__ = ["dropout", "keys", "keep_threshold", "random_bits", "uniform"]
+__all__ = ["dropout", "keep_threshold", "keys", "random_bits", "uniform"]
 
 
 def keys(seed: int) -> tuple[np.uint32, np.uint32]:
