@@ -1,0 +1,106 @@
+"""Reverse-mode automatic differentiation on NumPy arrays, with the names of PyTorch.
+
+    from autograd import Tensor
+
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    y = (x * x).sum()
+    y.backward()
+    x.grad                      # tensor([2., 4.])
+
+The rooms, from the ground up: `kernels` (arrays in, arrays out), `storage` and `graph` (the tape), `op` (what an operator
+is), `ops` (all of them), `tensor`, and on top `functional` (the calculus) and `gradcheck` (the proof).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from . import ops
+from .creation import (
+    arange,
+    empty,
+    eye,
+    from_numpy,
+    full,
+    full_like,
+    generator,
+    linspace,
+    manual_seed,
+    next_seed,
+    ones,
+    ones_like,
+    rand,
+    randint,
+    randn,
+    randperm,
+    tensor,
+    zeros,
+    zeros_like,
+)
+from .functional import checkpoint, grad, hessian, hvp, jacobian, jvp, vjp
+from .gradcheck import GradcheckError, gradcheck, gradgradcheck
+from .graph import AnomalyError, detect_anomaly, enable_grad, no_grad, plain
+from .kernels.jit import num_threads, set_num_threads
+from .op import Op, Sample, fused, primitive, registry
+from .ops import (
+    cos,
+    erf,
+    exp,
+    expm1,
+    log,
+    log1p,
+    logsumexp,
+    masked_fill,
+    matmul,
+    maximum,
+    minimum,
+    relu,
+    rsqrt,
+    sigmoid,
+    sin,
+    sqrt,
+    tanh,
+    where,
+)
+from .tensor import Tensor
+
+float32, float64, int64, int32, bool = np.float32, np.float64, np.int64, np.int32, np.bool_  # noqa: A001
+
+
+def cat(tensors: Any, dim: int = 0) -> Tensor:
+    """Tensors one after another along an existing axis (torch.cat)."""
+    return ops.concatenate(*tensors, dim=dim)
+
+
+concatenate = cat
+
+
+def stack(tensors: Any, dim: int = 0) -> Tensor:
+    """Tensors of one shape side by side along a new axis."""
+    return ops.stack(tensors, dim)
+
+
+def tril(x: Tensor, diagonal: int = 0) -> Tensor:
+    """The lower triangle of the last two axes."""
+    return x.tril(diagonal)
+
+
+def triu(x: Tensor, diagonal: int = 0) -> Tensor:
+    """The upper triangle of the last two axes."""
+    return x.triu(diagonal)
+
+
+def softmax(x: Tensor, dim: int) -> Tensor:
+    """exp(x) / Σ exp(x) along `dim`."""
+    return ops.softmax(x, dim=dim)
+
+
+__all__ = [
+    "AnomalyError", "GradcheckError", "Op", "Sample", "Tensor", "arange", "bool", "cat", "checkpoint", "concatenate", "cos",
+    "detect_anomaly", "empty", "enable_grad", "erf", "exp", "expm1", "eye", "float32", "float64", "from_numpy", "full",
+    "full_like", "fused", "generator", "grad", "gradcheck", "gradgradcheck", "hessian", "hvp", "int32", "int64", "jacobian",
+    "jvp", "linspace", "log", "log1p", "logsumexp", "manual_seed", "masked_fill", "matmul", "maximum", "minimum",
+    "next_seed", "no_grad", "num_threads", "ones", "ones_like", "ops", "plain", "primitive", "rand", "randint", "randn",
+    "randperm", "registry", "relu", "rsqrt", "set_num_threads", "sigmoid", "sin", "softmax", "sqrt", "stack", "tanh",
+    "tensor", "tril", "triu", "vjp", "where", "zeros", "zeros_like",
+]

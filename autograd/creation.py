@@ -1,0 +1,127 @@
+"""Tensors from nothing: constants, ranges, and random numbers from one seeded generator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .graph import Variable
+from .tensor import Tensor
+
+__all__ = ["arange", "empty", "eye", "from_numpy", "full", "full_like", "generator", "linspace", "manual_seed",
+           "next_seed", "ones", "ones_like", "rand", "randint", "randn", "randperm", "tensor", "zeros", "zeros_like"]
+
+
+def _shape(sizes: tuple) -> tuple[int, ...]:
+    return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
+
+
+def _finish(array: np.ndarray, requires_grad: bool) -> Tensor:
+    out = Variable.wrap(array)
+    return out.requires_grad_() if requires_grad else out
+
+
+def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """A tensor with a copy of `data`; see `Tensor`."""
+    return Tensor(data, requires_grad=requires_grad, dtype=dtype)
+
+
+def from_numpy(array: np.ndarray) -> Tensor:
+    """A tensor that shares memory with `array`. Writing to the array afterwards goes unnoticed; `tensor` copies."""
+    return Variable.wrap(array)
+
+
+def zeros(*sizes: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+    """Zeros of the shape `sizes`."""
+    return _finish(np.zeros(_shape(sizes), dtype), requires_grad)
+
+
+def ones(*sizes: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+    """Ones of the shape `sizes`."""
+    return _finish(np.ones(_shape(sizes), dtype), requires_grad)
+
+
+def empty(*sizes: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+    """A tensor of the shape `sizes`, to be written to (filled with zeros meanwhile: never with leftovers)."""
+    return zeros(*sizes, dtype=dtype, requires_grad=requires_grad)
+
+
+def full(size: Any, fill_value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """A tensor of shape `size` filled with one number."""
+    if dtype is None:
+        dtype = np.float32 if isinstance(fill_value, float) else None
+    return _finish(np.full(size, fill_value, dtype), requires_grad)
+
+
+def zeros_like(x: Tensor, dtype: Any = None) -> Tensor:
+    """Zeros in the shape and dtype of `x`."""
+    return Variable.wrap(np.zeros(x.shape, dtype or x.dtype))
+
+
+def ones_like(x: Tensor, dtype: Any = None) -> Tensor:
+    """Ones in the shape and dtype of `x`."""
+    return Variable.wrap(np.ones(x.shape, dtype or x.dtype))
+
+
+def full_like(x: Tensor, fill_value: Any, dtype: Any = None) -> Tensor:
+    """One number in the shape and dtype of `x`."""
+    return Variable.wrap(np.full(x.shape, fill_value, dtype or x.dtype))
+
+
+def eye(n: int, m: int | None = None, dtype: Any = np.float32) -> Tensor:
+    """Ones on the diagonal of an (n, m) matrix, 0 elsewhere."""
+    return Variable.wrap(np.eye(n, m, dtype=dtype))
+
+
+def arange(*bounds: Any, dtype: Any = None) -> Tensor:
+    """arange(stop), arange(start, stop) or arange(start, stop, step); int64, or float32 if a bound is a float."""
+    if dtype is None:
+        dtype = np.float32 if any(isinstance(b, float) for b in bounds) else np.int64
+    return Variable.wrap(np.arange(*bounds, dtype=dtype))
+
+
+def linspace(start: float, end: float, steps: int, dtype: Any = np.float32) -> Tensor:
+    """`steps` numbers from `start` to `end`, both included."""
+    return Variable.wrap(np.linspace(start, end, steps, dtype=dtype))
+
+
+# One generator serves every random number that is not given a generator of its own.
+_state = {"generator": np.random.Generator(np.random.PCG64(0))}
+
+
+def generator() -> np.random.Generator:
+    """The generator that random tensors, initialisers and dropout draw from."""
+    return _state["generator"]
+
+
+def manual_seed(seed: int) -> np.random.Generator:
+    """Start the generator again from `seed` (a non-negative int)."""
+    _state["generator"] = np.random.Generator(np.random.PCG64(seed))
+    return _state["generator"]
+
+
+def next_seed() -> int:
+    """A seed for one operation whose random numbers are a function of it, such as dropout."""
+    return int(generator().integers(0, 2**63 - 1))
+
+
+def rand(*sizes: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+    """Uniform numbers from [0, 1)."""
+    return _finish(generator().random(_shape(sizes)).astype(dtype), requires_grad)
+
+
+def randn(*sizes: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+    """Numbers from the standard normal distribution."""
+    return _finish(generator().standard_normal(_shape(sizes)).astype(dtype), requires_grad)
+
+
+def randint(low: int, high: int | None = None, size: Any = (), dtype: Any = np.int64) -> Tensor:
+    """Integers from low (0 if only one bound is given) to high − 1."""
+    low, high = (0, low) if high is None else (low, high)
+    return Variable.wrap(np.asarray(generator().integers(low, high, size)).astype(dtype))
+
+
+def randperm(n: int) -> Tensor:
+    """The integers 0 to n − 1 in random order."""
+    return Variable.wrap(generator().permutation(n))

@@ -1,0 +1,268 @@
+# mypy: disable-error-code=misc
+"""Arithmetic on two inputs that broadcast, and its relatives with one.
+
+The derivatives are those of any calculus book. Where an input was stretched by broadcasting, the engine sums.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..op import Sample, primitive
+from .elementwise import log
+from .selection import where
+
+__all__ = ["abs_", "add", "clip", "div", "maximum", "minimum", "mul", "neg", "pow_", "sub"]
+
+
+def _pairs(rng, low=-2.0, high=2.0):
+    """Pairs of inputs: same shape, stretched along one axis or several, 0-d, and empty."""
+    shapes = [((2, 3), (2, 3)), ((2, 3), (3,)), ((2, 1), (1, 3)), ((), (2, 2)), ((4, 1, 2), (3, 1)), ((0, 3), (3,))]
+    for shape_a, shape_b in shapes:
+        yield rng.uniform(low, high, shape_a), rng.uniform(low, high, shape_b)
+
+
+def _pair_samples(rng, low=-2.0, high=2.0):
+    yield from (Sample(pair) for pair in _pairs(rng, low, high))
+    yield Sample((rng.normal(size=(2, 3)), rng.normal(size=(4,))), error=ValueError, match="broadcast")
+
+
+@primitive
+class add:
+    """out = a + b
+
+    da = dout
+    db = dout
+    """
+
+    broadcasts = True
+
+    def forward(a, b):
+        return a + b
+
+    def da(dout):
+        return dout
+
+    def db(dout):
+        return dout
+
+    samples = _pair_samples
+
+
+@primitive
+class sub:
+    """out = a − b
+
+    da = dout
+    db = −dout
+    """
+
+    broadcasts = True
+
+    def forward(a, b):
+        return np.subtract(a, b)
+
+    def da(dout):
+        return dout
+
+    def db(dout):
+        return -dout
+
+    samples = _pair_samples
+
+
+@primitive
+class mul:
+    """out = a · b
+
+    da = dout · b
+    db = dout · a
+    """
+
+    broadcasts = True
+
+    def forward(a, b):
+        return a * b
+
+    def da(dout, b):
+        return dout * b
+
+    def db(dout, a):
+        return dout * a
+
+    samples = _pair_samples
+
+
+@primitive
+class div:
+    """out = a / b
+
+    da = dout / b
+    db = −dout · a / b² = −dout · out / b
+    """
+
+    broadcasts = True
+    floats = True
+
+    def forward(a, b):
+        return a / b
+
+    def da(dout, b):
+        return dout / b
+
+    def db(dout, out, b):
+        return -dout * out / b
+
+    def samples(rng):
+        yield from _pair_samples(rng, 0.5, 2.0)
+        yield Sample((rng.normal(size=(3,)), -rng.uniform(0.5, 2.0, (3,))))
+
+
+@primitive
+class pow_:
+    """out = aᵇ
+
+    da = dout · b · aᵇ⁻¹, and 0 where b = 0 (the function is constant there, even at a = 0)
+    db = dout · aᵇ · ln a, and 0 at a = 0, the limit from the right for b > 0
+    """
+
+    broadcasts = True
+
+    def forward(a, b):
+        return a**b
+
+    def da(dout, a, b):
+        if isinstance(b, int | float):
+            return dout * (b * a ** (b - 1)) if b else dout * 0
+        return where(b == 0, 0, dout * (b * a ** where(b == 0, 1, b - 1)))
+
+    def db(dout, out, a):
+        return dout * out * log(where(a == 0, 1, a))
+
+    def samples(rng):
+        yield from _pair_samples(rng, 0.5, 2.0)
+        for exponent in (0, 1, 2, 3, 0.5, -1, -0.5):
+            yield Sample((rng.uniform(0.5, 2.0, (2, 3)), exponent))
+        yield Sample((rng.normal(size=(2, 3)), 2))
+        yield Sample((rng.normal(size=(2, 3)), 3.0))
+
+
+@primitive
+class neg:
+    """out = −x
+
+    dx = −dout
+    """
+
+    def forward(x):
+        return -x
+
+    def dx(dout):
+        return -dout
+
+    def samples(rng):
+        yield Sample((rng.normal(size=(2, 3)),))
+        yield Sample((rng.normal(size=()),))
+
+
+@primitive
+class abs_:
+    """out = |x|
+
+    dx = dout · sign(x), with sign(0) = 0: the middle of the subgradients [−1, 1]
+    """
+
+    kinks = "x = 0"
+
+    def forward(x):
+        return np.abs(x)
+
+    def dx(dout, x):
+        return where(x > 0, dout, where(x < 0, -dout, dout * 0))
+
+    def samples(rng):
+        yield Sample((rng.uniform(0.1, 2.0, (2, 3)) * rng.choice([-1.0, 1.0], (2, 3)),))
+
+
+def _apart(rng, shape_a, shape_b):
+    """Two inputs without ties: the derivative of a maximum jumps where both are equal."""
+    b = rng.normal(size=shape_b)
+    return np.round(rng.normal(size=shape_a), 1) + 0.05, np.round(b, 1)
+
+
+@primitive
+class maximum:
+    """out = max(a, b)
+
+    da = dout where a > b, dout/2 where a = b, else 0 (equal inputs share the gradient)
+    db = dout where b > a, dout/2 where a = b, else 0
+    """
+
+    broadcasts = True
+    kinks = "a = b"
+
+    def forward(a, b):
+        return np.maximum(a, b)
+
+    def da(dout, a, b):
+        return where(a > b, dout, where(a == b, dout * 0.5, dout * 0))
+
+    def db(dout, a, b):
+        return where(b > a, dout, where(a == b, dout * 0.5, dout * 0))
+
+    def samples(rng):
+        yield Sample(_apart(rng, (2, 3), (2, 3)))
+        yield Sample(_apart(rng, (2, 1), (3,)))
+
+
+@primitive
+class minimum:
+    """out = min(a, b)
+
+    da = dout where a < b, dout/2 where a = b, else 0 (equal inputs share the gradient)
+    db = dout where b < a, dout/2 where a = b, else 0
+    """
+
+    broadcasts = True
+    kinks = "a = b"
+
+    def forward(a, b):
+        return np.minimum(a, b)
+
+    def da(dout, a, b):
+        return where(a < b, dout, where(a == b, dout * 0.5, dout * 0))
+
+    def db(dout, a, b):
+        return where(b < a, dout, where(a == b, dout * 0.5, dout * 0))
+
+    def samples(rng):
+        yield Sample(_apart(rng, (2, 3), (2, 3)))
+        yield Sample(_apart(rng, (2, 1), (3,)))
+
+
+@primitive
+class clip:
+    """out = min(max(x, low), high), with None for no bound
+
+    dx = dout where low ≤ x ≤ high (the edges included, as in PyTorch), else 0
+    """
+
+    kinks = "x = low, x = high"
+
+    def forward(x, *, low=None, high=None):
+        if low is None and high is None:
+            raise ValueError("clip: expected at least one of min and max, got neither")
+        return np.clip(x, low, high)
+
+    def dx(dout, x, low, high):
+        inside = x == x if low is None else x >= low
+        if high is not None:
+            inside = inside & (x <= high)
+        return where(inside, dout, dout * 0)
+
+    def samples(rng):
+        x = np.round(rng.normal(size=(3, 4)), 1) + 0.05
+        yield Sample((x,), {"low": -0.5, "high": 0.5})
+        yield Sample((x,), {"low": -0.5})
+        yield Sample((x,), {"high": 0.5})
+        yield Sample((x,), error=ValueError, match="at least one")

@@ -1,0 +1,138 @@
+# mypy: disable-error-code=misc
+"""Choosing elements: where, indexing, and the scatter that undoes indexing.
+
+Everything that picks elements (slices, integer and boolean indices, gather, take) is one operator, `getitem`, and its
+derivative is one operator, `scatter`. Each is the other's derivative.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..graph import Variable
+from ..op import Sample, primitive
+
+__all__ = ["gather", "getitem", "masked_fill", "scatter", "take", "where"]
+
+
+@primitive
+class where:
+    """out = a where condition, else b
+
+    da = dout where condition, else 0
+    db = 0 where condition, else dout
+    """
+
+    broadcasts = True
+
+    def forward(condition, a, b):
+        return np.where(condition, a, b)
+
+    def da(dout, condition):
+        return where(condition, dout, 0)
+
+    def db(dout, condition):
+        return where(condition, 0, dout)
+
+    def samples(rng):
+        yield Sample((rng.random((2, 3)) > 0.5, rng.normal(size=(2, 3)), rng.normal(size=(2, 3))))
+        yield Sample((rng.random((2, 3)) > 0.5, rng.normal(size=(3,)), rng.normal(size=(2, 1))))
+        yield Sample((rng.random((2, 3)) > 0.5, rng.normal(size=(2, 3)), 0.0))
+        yield Sample((rng.random((3,)) > 0.5, rng.normal(size=(2, 1)), rng.normal(size=())))
+        yield Sample((rng.random((2, 3)) > 0.5, rng.normal(size=(4,)), 0.0), error=ValueError, match="broadcast")
+
+
+def _is_basic(index: Any) -> bool:
+    """Slices, integers, None and ...: such an index names each element at most once."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(part is None or part is Ellipsis or isinstance(part, slice | int | np.integer) for part in parts)
+
+
+@primitive
+class getitem:
+    """out = x[index]
+
+    dx = zeros with dout added at index (an element picked twice gets the sum)
+    """
+
+    view = True
+
+    def forward(x, *, index):
+        return x[index]
+
+    def dx(dout, x_shape, index):
+        return scatter(dout, shape=x_shape, index=index)
+
+    def samples(rng):
+        x = rng.normal(size=(4, 5))
+        indices = [0, -1, slice(1, 3), (slice(None), 2), (slice(None, None, -1), slice(0, 5, 2)), (None, Ellipsis, 1),
+                   Ellipsis, np.array([0, 2, 2, -1]), (np.array([0, 0, 3]), np.array([1, 1, 2])), slice(2, 2),
+                   (slice(None), np.array([[0, 1], [1, 1]])), rng.random((4, 5)) > 0.5, np.zeros((0,), np.int64)]
+        for index in indices:
+            yield Sample((x,), {"index": index})
+        yield Sample((x,), {"index": 7}, error=IndexError, match="out of bounds")
+
+
+@primitive
+class scatter:
+    """out = zeros(shape), with x added at index
+
+    dx = dout[index]
+    """
+
+    fresh = True
+
+    def forward(x, *, shape, index):
+        out = np.zeros(shape, x.dtype)
+        if _is_basic(index):
+            out[index] = x
+        else:
+            np.add.at(out, index, x)
+        return out
+
+    def dx(dout, index):
+        return getitem(dout, index=index)
+
+    def samples(rng):
+        yield Sample((rng.normal(size=(3,)),), {"shape": (4, 3), "index": 1})
+        yield Sample((rng.normal(size=(2, 3)),), {"shape": (5, 3), "index": slice(0, 4, 2)})
+        yield Sample((rng.normal(size=(4,)),), {"shape": (3,), "index": np.array([0, 2, 2, 1])})
+
+
+def plain_index(index: Any) -> Any:
+    """An index as NumPy understands it: tensors become arrays of their own, which nobody can change later."""
+    if isinstance(index, tuple):
+        return tuple(plain_index(part) for part in index)
+    if isinstance(index, Variable):
+        return index.array.copy() if index.array.ndim else index.array[()]
+    if isinstance(index, np.ndarray | list):
+        return np.array(index)
+    return index
+
+
+def masked_fill(x: Any, mask: Any, value: Any) -> Any:
+    """`x` with `value` where `mask` (any shape that broadcasts to that of `x`) is true."""
+    return where(mask, value, x)
+
+
+def gather(x: Any, dim: int, index: Any) -> Any:
+    """out[i][j][k] = x[index[i][j][k]][j][k] for dim = 0, and so on: one element of `x` for each of `index`.
+
+    x and index have the same number of axes; index is no larger than x except along `dim`. As torch.gather.
+    """
+    index = plain_index(index)
+    if index.ndim != len(x.shape):
+        raise ValueError(f"gather: expected an index with {len(x.shape)} axes as x has, got shape {index.shape}")
+    grid: list[Any] = list(np.ogrid[tuple(slice(size) for size in index.shape)])
+    grid[dim] = index
+    return getitem(x, index=tuple(grid))
+
+
+def take(x: Any, indices: Any, dim: int | None = None) -> Any:
+    """Elements of the flattened `x` (torch.take), or with `dim` whole slices along that axis (numpy.take)."""
+    indices = plain_index(indices)
+    if dim is None:
+        return getitem(x.reshape(-1), index=indices)
+    return getitem(x, index=(slice(None),) * (dim % len(x.shape)) + (indices,))

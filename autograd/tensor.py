@@ -1,0 +1,762 @@
+"""Tensor: an ndarray that remembers how it was made.
+
+The names and their meaning are PyTorch's; `axis` and `keepdims` are accepted for `dim` and `keepdim`. There is nothing to
+compute here: each method names the operator that does. Differences from PyTorch that are deliberate:
+
+- in-place arithmetic is not recorded: `x += y` makes a new tensor; `x[...] = y`, `fill_`, `copy_` and the like are for
+  tensors outside a graph, or under `no_grad`;
+- a 0-d tensor takes part in dtype promotion like any other; only Python numbers adapt to the tensors they meet;
+- tensors live in the CPU's memory in the dtypes of NumPy.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import ops
+from .graph import Leaf, Variable, run_backward, state
+from .op import alias
+from .ops._axes import normalize_axis
+from .ops.selection import plain_index
+
+__all__ = ["Tensor", "float32", "float64", "int64"]
+
+float32, float64, int64, bool_ = np.float32, np.float64, np.int64, np.bool_
+
+MISSING = object()
+
+
+class Extremes(NamedTuple):
+    """What `max(dim)` and `min(dim)` return."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def _numpy_spelling(method: Callable) -> Callable:
+    """Accept `axis` for `dim` and `keepdims` for `keepdim`, as PyTorch does."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if "axis" in kwargs:
+            kwargs["dim"] = kwargs.pop("axis")
+        if "keepdims" in kwargs:
+            kwargs["keepdim"] = kwargs.pop("keepdims")
+        return method(self, *args, **kwargs)
+
+    return call
+
+
+def _sequence(args: tuple) -> tuple:
+    """f(2, 3) and f((2, 3)) mean the same."""
+    return tuple(args[0]) if len(args) == 1 and isinstance(args[0], tuple | list) else args
+
+
+def _discrete(function: Callable) -> Callable:
+    """A method whose result has no derivative: comparisons, positions, rounding to bool."""
+
+    @functools.wraps(function)
+    def call(self: Tensor, other: Any = MISSING) -> Any:
+        if other is MISSING:
+            return Variable.wrap(np.asarray(function(self.array)))
+        if not isinstance(other, Variable | np.ndarray | np.generic | int | float | bool):
+            return NotImplemented
+        return Variable.wrap(np.asarray(function(self.array, other.array if isinstance(other, Variable) else other)))
+
+    return call
+
+
+class Tensor(Variable):
+    """An n-dimensional array that can be differentiated.
+
+    Args:
+        data: numbers, nested lists, an ndarray or a Tensor; always copied. Floats in Python become float32, integers
+            int64; an ndarray keeps its dtype.
+        requires_grad: whether gradients with respect to this tensor are wanted (floating dtypes only).
+        dtype: convert to this dtype.
+
+    Attributes:
+        grad: the gradient accumulated by `backward`, a Tensor of the same shape, or None.
+        array: the ndarray itself, for code that reads; write through `mutate`.
+    """
+
+    __slots__ = ()
+    __array_ufunc__ = None  # ndarray + Tensor is left to Tensor
+    __hash__ = object.__hash__
+
+    def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None) -> None:
+        if isinstance(data, Variable):
+            data = data.array
+        elif isinstance(data, list | tuple) and any(isinstance(x, Variable) for x in data):
+            data = [np.asarray(x) for x in data]
+        known = isinstance(data, np.ndarray | np.generic)
+        array = np.array(data, dtype=dtype, order="C")
+        if dtype is None and not known and array.dtype == np.float64:
+            array = array.astype(np.float32)
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"Tensor: expected numbers, got {type(data).__name__} of dtype {array.dtype}")
+        fresh = Variable.wrap(array)
+        self.array, self.storage, self.node, self._grad = array, fresh.storage, None, None
+        if requires_grad:
+            self.requires_grad_()
+
+    # -- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> np.ndarray:
+        """The values as an ndarray that shares memory. Writing to it is noticed if a backward pass still needs them."""
+        return self.storage.expose(self.array)
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        value = np.asarray(value)
+        if value.shape != self.shape:
+            raise ValueError(f"data: expected shape {self.shape}, got {value.shape}")
+        if value.dtype == self.array.dtype:
+            if value is not self.array and not np.shares_memory(value, self.array):
+                self.mutate()[...] = value
+            else:
+                self.storage.changed()  # x.data += 1 has written already
+        else:
+            raise TypeError(f"data: expected dtype {self.array.dtype}, got {value.dtype}; make a new Tensor instead")
+
+    def mutate(self) -> np.ndarray:
+        """The ndarray, to write to. Whatever was saved of it for a backward pass counts as changed from now on."""
+        self.storage.changed()
+        return self.array
+
+    def numpy(self) -> np.ndarray:
+        """The values as an ndarray that shares memory; RuntimeError if a gradient is required (call `detach` first)."""
+        if self.node is not None:
+            raise RuntimeError("numpy() of a tensor that requires grad would lose its history; use x.detach().numpy()")
+        return self.data
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.array, dtype=dtype) if copy or copy is None else np.asarray(self.data, dtype=dtype)
+
+    def item(self) -> Any:
+        """The only element, as a Python number."""
+        if self.array.size != 1:
+            raise ValueError(f"item: expected a tensor of one element, got shape {self.shape}")
+        return self.array.item()
+
+    def tolist(self) -> Any:
+        """The values as nested lists of Python numbers."""
+        return self.array.tolist()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.array.ndim
+
+    def dim(self) -> int:
+        """The number of axes."""
+        return self.array.ndim
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or the size of one axis (torch.Tensor.size)."""
+        return self.shape if dim is None else self.shape[normalize_axis(dim, self.ndim)]
+
+    def numel(self) -> int:
+        """The number of elements."""
+        return self.array.size
+
+    def __len__(self) -> int:
+        if not self.ndim:
+            raise TypeError("len() of a 0-d tensor")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        if self.array.size != 1:
+            raise ValueError(f"the truth of a tensor of shape {self.shape} is ambiguous; use .any() or .all()")
+        return bool(self.array)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.array.dtype.kind not in "iu":
+            raise TypeError(f"only an integer tensor can be an index, got dtype {self.dtype}")
+        return int(self.item())
+
+    def __repr__(self) -> str:
+        values = np.array2string(self.array, separator=", ", prefix="tensor(")
+        extra = "" if self.dtype in (np.float32, np.int64, np.bool_) else f", dtype={self.dtype}"
+        if self.grad_fn is not None:
+            extra += f", grad_fn={self.grad_fn}"
+        elif self.requires_grad:
+            extra += ", requires_grad=True"
+        return f"tensor({values}{extra})"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if not self.ndim else object.__format__(self, spec)
+
+    # -- gradients --------------------------------------------------------------------------------------------------
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether operations on this tensor are recorded."""
+        return self.node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self.requires_grad_(value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Want (or stop wanting) gradients for this leaf; returns the tensor."""
+        if not self.is_leaf:
+            if requires_grad:
+                return self
+            raise RuntimeError("only a leaf can stop requiring grad; use x.detach() for a tensor without history")
+        if requires_grad and self.dtype.kind != "f":
+            raise TypeError(f"only floating tensors can require grad, got dtype {self.dtype}")
+        if requires_grad != self.requires_grad:
+            self.node = Leaf(self) if requires_grad else None
+        return self
+
+    @property
+    def is_leaf(self) -> bool:
+        """Made by the user, not by a recorded operation."""
+        return self.node is None or isinstance(self.node, Leaf)
+
+    @property
+    def grad_fn(self) -> Any:
+        """The recorded operation that made this tensor, or None for a leaf."""
+        return None if self.is_leaf else self.node
+
+    @property
+    def grad(self) -> Tensor | None:
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Any) -> None:
+        if value is not None:
+            value = value if isinstance(value, Tensor) else Variable.wrap(np.asarray(value))
+            if value.shape != self.shape:
+                raise ValueError(f"grad: expected shape {self.shape}, got {value.shape}")
+        self._grad = value
+
+    def backward(self, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False) -> None:
+        """Add d(self)/d(leaf), weighted by `gradient`, to the `.grad` of every leaf that this tensor was computed from.
+
+        Args:
+            gradient: the upstream gradient, of this tensor's shape; may be left out for a single element, and is 1 then.
+            retain_graph: keep what was saved, so that the graph can be walked again (default: `create_graph`).
+            create_graph: record the backward pass too, for higher derivatives.
+
+        Raises:
+            RuntimeError: no gradient is required, the graph was freed, or a saved array was changed.
+            ValueError: `gradient` is missing or has another shape.
+        """
+        root = start(self, gradient, create_graph)
+        retain = create_graph if retain_graph is None else retain_graph
+        run_backward([root], retain_graph=retain, create_graph=create_graph)
+
+    def detach(self) -> Tensor:
+        """The same values (and memory), without history."""
+        return Variable.wrap(self.array, None, self.storage)
+
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Hook:
+        """Call `hook(gradient)` when this tensor's gradient is complete; what it returns (if not None) replaces it.
+
+        Returns a handle with `.remove()`. RuntimeError if the tensor does not require grad.
+        """
+        if self.node is None:
+            raise RuntimeError("register_hook: expected a tensor that requires grad")
+        if self.node.hooks is None:
+            self.node.hooks = []
+        return Hook(self.node.hooks, hook)
+
+    def retain_grad(self) -> None:
+        """Also keep the gradient of this tensor, which is not a leaf, in `.grad`."""
+        if self.is_leaf:
+            return
+        me = weakref.ref(self)
+
+        def keep(gradient: Tensor) -> None:
+            tensor = me()
+            if tensor is not None:
+                tensor._grad = gradient.clone() if tensor._grad is None else tensor._grad + gradient
+
+        self.register_hook(keep)
+
+    # -- arithmetic -------------------------------------------------------------------------------------------------
+
+    def __add__(self, other: Any) -> Tensor:
+        return ops.add(self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return ops.add(other, self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return ops.sub(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return ops.sub(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return ops.mul(self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return ops.mul(other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return ops.div(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return ops.div(other, self)
+
+    def __pow__(self, other: Any) -> Tensor:
+        return ops.pow_(self, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return ops.pow_(other, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return ops.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return ops.matmul(other, self)
+
+    def __neg__(self) -> Tensor:
+        return ops.neg(self)
+
+    def __pos__(self) -> Tensor:
+        return self
+
+    def __abs__(self) -> Tensor:
+        return ops.abs_(self)
+
+    add, sub, mul, div, pow, matmul, neg = __add__, __sub__, __mul__, __truediv__, __pow__, __matmul__, __neg__
+    mm = bmm = __matmul__
+    abs = __abs__
+
+    def maximum(self, other: Any) -> Tensor:
+        return ops.maximum(self, other)
+
+    def minimum(self, other: Any) -> Tensor:
+        return ops.minimum(self, other)
+
+    def clip(self, min: float | None = None, max: float | None = None) -> Tensor:
+        """Each element moved into [min, max]; None for no bound."""
+        return ops.clip(self, low=min, high=max)
+
+    clamp = clip
+
+    # -- comparison (no derivative) ---------------------------------------------------------------------------------
+
+    __eq__ = eq = _discrete(np.equal)  # type: ignore[assignment]
+    __ne__ = ne = _discrete(np.not_equal)  # type: ignore[assignment]
+    __lt__ = lt = _discrete(np.less)
+    __le__ = le = _discrete(np.less_equal)
+    __gt__ = gt = _discrete(np.greater)
+    __ge__ = ge = _discrete(np.greater_equal)
+    __and__ = _discrete(np.bitwise_and)
+    __or__ = _discrete(np.bitwise_or)
+    __xor__ = _discrete(np.bitwise_xor)
+    __floordiv__ = _discrete(np.floor_divide)
+    __mod__ = _discrete(np.remainder)
+    __invert__ = logical_not = _discrete(np.invert)
+    isnan = _discrete(np.isnan)
+    isinf = _discrete(np.isinf)
+    isfinite = _discrete(np.isfinite)
+    sign = _discrete(np.sign)
+    floor = _discrete(np.floor)
+    round = _discrete(np.round)
+
+    @_numpy_spelling
+    def argmax(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
+        """Positions of the largest elements: in the flattened tensor, or along `dim`."""
+        return Variable.wrap(np.asarray(np.argmax(self.array, axis=dim, keepdims=keepdim)))
+
+    @_numpy_spelling
+    def argmin(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
+        """Positions of the smallest elements: in the flattened tensor, or along `dim`."""
+        return Variable.wrap(np.asarray(np.argmin(self.array, axis=dim, keepdims=keepdim)))
+
+    @_numpy_spelling
+    def any(self, dim: Any = None, keepdim: bool = False) -> Tensor:
+        return Variable.wrap(np.asarray(np.any(self.array, axis=dim, keepdims=keepdim)))
+
+    @_numpy_spelling
+    def all(self, dim: Any = None, keepdim: bool = False) -> Tensor:
+        return Variable.wrap(np.asarray(np.all(self.array, axis=dim, keepdims=keepdim)))
+
+    # -- functions of each element ----------------------------------------------------------------------------------
+
+    def exp(self) -> Tensor:
+        return ops.exp(self)
+
+    def expm1(self) -> Tensor:
+        return ops.expm1(self)
+
+    def log(self) -> Tensor:
+        return ops.log(self)
+
+    def log1p(self) -> Tensor:
+        return ops.log1p(self)
+
+    def sqrt(self) -> Tensor:
+        return ops.sqrt(self)
+
+    def rsqrt(self) -> Tensor:
+        return ops.rsqrt(self)
+
+    def square(self) -> Tensor:
+        return ops.mul(self, self)
+
+    def reciprocal(self) -> Tensor:
+        return ops.div(1, self)
+
+    def sin(self) -> Tensor:
+        return ops.sin(self)
+
+    def cos(self) -> Tensor:
+        return ops.cos(self)
+
+    def tanh(self) -> Tensor:
+        return ops.tanh(self)
+
+    def sigmoid(self) -> Tensor:
+        return ops.sigmoid(self)
+
+    def erf(self) -> Tensor:
+        return ops.erf(self)
+
+    def relu(self) -> Tensor:
+        return ops.relu(self)
+
+    # -- reductions -------------------------------------------------------------------------------------------------
+
+    @_numpy_spelling
+    def sum(self, dim: Any = None, keepdim: bool = False) -> Tensor:
+        return ops.sum_(self, dim=dim, keepdim=keepdim)
+
+    @_numpy_spelling
+    def mean(self, dim: Any = None, keepdim: bool = False) -> Tensor:
+        return ops.mean(self, dim, keepdim)
+
+    @_numpy_spelling
+    def var(self, dim: Any = None, correction: float = 1, keepdim: bool = False, unbiased: bool | None = None) -> Tensor:
+        """The variance; `correction` is 1 (Bessel's) as in PyTorch, `unbiased=False` is its old name for 0."""
+        return ops.var(self, dim, correction if unbiased is None else int(unbiased), keepdim)
+
+    @_numpy_spelling
+    def std(self, dim: Any = None, correction: float = 1, keepdim: bool = False, unbiased: bool | None = None) -> Tensor:
+        return ops.std(self, dim, correction if unbiased is None else int(unbiased), keepdim)
+
+    @_numpy_spelling
+    def prod(self, dim: Any = None, keepdim: bool = False) -> Tensor:
+        return ops.prod(self, dim, keepdim)
+
+    @_numpy_spelling
+    def cumsum(self, dim: int) -> Tensor:
+        return ops.cumsum(self, dim=dim)
+
+    @_numpy_spelling
+    def logsumexp(self, dim: Any, keepdim: bool = False) -> Tensor:
+        return ops.logsumexp(self, dim=dim, keepdim=keepdim)
+
+    @_numpy_spelling
+    def amax(self, dim: Any = None, keepdim: bool = False) -> Tensor:
+        """The largest elements; ties share the gradient."""
+        return ops.amax(self, dim=dim, keepdim=keepdim)
+
+    @_numpy_spelling
+    def amin(self, dim: Any = None, keepdim: bool = False) -> Tensor:
+        """The smallest elements; ties share the gradient."""
+        return ops.amin(self, dim=dim, keepdim=keepdim)
+
+    @_numpy_spelling
+    def max(self, dim: Any = None, keepdim: bool = False) -> Any:
+        """The largest element; with an int `dim`, (values, indices) along it, of which the first takes the gradient."""
+        if isinstance(dim, Tensor):
+            return ops.maximum(self, dim)
+        return self.amax(dim, keepdim) if dim is None else self._extremes(self.argmax(dim, True), dim, keepdim)
+
+    @_numpy_spelling
+    def min(self, dim: Any = None, keepdim: bool = False) -> Any:
+        """The smallest element; with an int `dim`, (values, indices) along it, of which the first takes the gradient."""
+        if isinstance(dim, Tensor):
+            return ops.minimum(self, dim)
+        return self.amin(dim, keepdim) if dim is None else self._extremes(self.argmin(dim, True), dim, keepdim)
+
+    def _extremes(self, indices: Tensor, dim: int, keepdim: bool) -> Extremes:
+        values = ops.gather(self, dim, indices)
+        return Extremes(values, indices) if keepdim else Extremes(values.squeeze(dim), indices.squeeze(dim))
+
+    @_numpy_spelling
+    def norm(self, dim: Any = None, keepdim: bool = False) -> Tensor:
+        """The Euclidean norm."""
+        return (self * self).sum(dim, keepdim).sqrt()
+
+    @_numpy_spelling
+    def softmax(self, dim: int) -> Tensor:
+        return ops.softmax(self, dim=dim)
+
+    @_numpy_spelling
+    def log_softmax(self, dim: int) -> Tensor:
+        return ops.log_softmax(self, dim=dim)
+
+    # -- shape ------------------------------------------------------------------------------------------------------
+
+    def reshape(self, *shape: Any) -> Tensor:
+        """The same elements in C order under another shape; one size may be -1."""
+        return ops.reshape(self, shape=_sequence(shape))
+
+    def view(self, *shape: Any) -> Tensor:
+        """As `reshape`, but sure to share memory; ValueError where the strides don't allow it."""
+        result = self.reshape(*shape)
+        if self.array.size and result.storage is not self.storage:
+            raise ValueError(
+                f"view: expected a tensor whose elements stand in memory in the order of its axes, got shape {self.shape} "
+                f"with strides {self.array.strides}; use .reshape(...) or .contiguous().view(...)"
+            )
+        return result
+
+    def view_as(self, other: Tensor) -> Tensor:
+        return self.view(*other.shape)
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        """Axes `start_dim` to `end_dim` as one."""
+        start, end = normalize_axis(start_dim, self.ndim), normalize_axis(end_dim, self.ndim)
+        return self.reshape(*self.shape[:start], -1, *self.shape[end + 1 :])
+
+    def unflatten(self, dim: int, sizes: Sequence[int]) -> Tensor:
+        """Axis `dim` as several."""
+        dim = normalize_axis(dim, self.ndim)
+        return self.reshape(*self.shape[:dim], *sizes, *self.shape[dim + 1 :])
+
+    def transpose(self, dim0: int, dim1: int) -> Tensor:
+        """Two axes exchanged (PyTorch's meaning; for NumPy's, see `permute`)."""
+        return ops.swapaxes(self, dim0, dim1)
+
+    swapaxes = transpose
+
+    def permute(self, *dims: Any) -> Tensor:
+        """The axes in another order."""
+        return ops.permute(self, dims=_sequence(dims))
+
+    def t(self) -> Tensor:
+        """The transpose of a matrix."""
+        if self.ndim > 2:
+            raise ValueError(f"t: expected at most 2 axes, got shape {self.shape}; use .mT or .permute")
+        return self.permute(*reversed(range(self.ndim)))
+
+    @property
+    def T(self) -> Tensor:
+        """All axes reversed."""
+        return self.permute(*reversed(range(self.ndim)))
+
+    @property
+    def mT(self) -> Tensor:
+        """The last two axes exchanged."""
+        return ops.swapaxes(self, -1, -2)
+
+    def squeeze(self, dim: Any = None) -> Tensor:
+        return ops.squeeze(self, dim)
+
+    def unsqueeze(self, dim: int) -> Tensor:
+        return ops.unsqueeze(self, dim)
+
+    def expand(self, *sizes: Any) -> Tensor:
+        """Axes of size 1 repeated (without copying) to `sizes`; -1 keeps a size."""
+        return ops.expand(self, shape=_sequence(sizes))
+
+    def expand_as(self, other: Tensor) -> Tensor:
+        return self.expand(*other.shape)
+
+    def flip(self, *dims: Any) -> Tensor:
+        return ops.flip(self, _sequence(dims))
+
+    @_numpy_spelling
+    def split(self, split_size: Any, dim: int = 0) -> tuple[Tensor, ...]:
+        """Parts of size `split_size` (or of the sizes listed) along `dim`."""
+        return ops.split(self, split_size, dim)
+
+    @_numpy_spelling
+    def chunk(self, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+        """At most `chunks` parts of equal size along `dim`."""
+        return ops.chunk(self, chunks, dim)
+
+    def unbind(self, dim: int = 0) -> tuple[Tensor, ...]:
+        """The slices along `dim`."""
+        return tuple(part.squeeze(dim) for part in self.split(1, dim))
+
+    def tril(self, diagonal: int = 0) -> Tensor:
+        """The elements on and below a diagonal of the last two axes, 0 elsewhere."""
+        return ops.where(np.tri(*self.shape[-2:], diagonal, dtype=bool), self, 0)
+
+    def triu(self, diagonal: int = 0) -> Tensor:
+        """The elements on and above a diagonal of the last two axes, 0 elsewhere."""
+        return ops.where(np.tri(*self.shape[-2:], diagonal - 1, dtype=bool), 0, self)
+
+    # -- choosing elements ------------------------------------------------------------------------------------------
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return ops.getitem(self, index=plain_index(index))
+
+    def where(self, condition: Any, other: Any) -> Tensor:
+        """This tensor where `condition`, else `other`."""
+        return ops.where(condition, self, other)
+
+    def masked_fill(self, mask: Any, value: Any) -> Tensor:
+        """`value` where `mask` is true, this tensor elsewhere."""
+        return ops.masked_fill(self, mask, value)
+
+    @_numpy_spelling
+    def gather(self, dim: int, index: Any) -> Tensor:
+        return ops.gather(self, dim, index)
+
+    @_numpy_spelling
+    def take(self, indices: Any, dim: int | None = None) -> Tensor:
+        """Elements of the flattened tensor; with `dim` (or `axis`) whole slices, as numpy.take."""
+        return ops.take(self, indices, dim)
+
+    @_numpy_spelling
+    def index_select(self, dim: int, index: Any) -> Tensor:
+        return ops.take(self, index, dim)
+
+    # -- copies and dtypes ------------------------------------------------------------------------------------------
+
+    def clone(self) -> Tensor:
+        """A copy in memory of its own, with history."""
+        return ops.clone(self)
+
+    def contiguous(self) -> Tensor:
+        """This tensor, or a copy if its elements do not stand in memory in the order of its axes."""
+        return self if self.array.flags.c_contiguous else self.clone()
+
+    def is_contiguous(self) -> bool:
+        return self.array.flags.c_contiguous
+
+    def to(self, dtype: Any) -> Tensor:
+        """In another dtype, with history where both are floating."""
+        dtype = np.dtype(dtype)
+        if dtype == self.dtype:
+            return self
+        if dtype.kind != "f" or self.node is None:
+            return Variable.wrap(self.array.astype(dtype))
+        return ops.cast(self, dtype=dtype)
+
+    astype = type = to
+
+    def float(self) -> Tensor:
+        return self.to(np.float32)
+
+    def double(self) -> Tensor:
+        return self.to(np.float64)
+
+    def long(self) -> Tensor:
+        return self.to(np.int64)
+
+    def bool(self) -> Tensor:
+        return self.to(np.bool_)
+
+    def cpu(self) -> Tensor:
+        """This tensor: there is no other memory."""
+        return self
+
+    def __deepcopy__(self, memo: dict) -> Tensor:
+        if not self.is_leaf:
+            raise RuntimeError("only leaves can be deep-copied; use x.detach() or x.clone()")
+        copy = type(self).__new__(type(self))
+        memo[id(self)] = copy
+        Tensor.__init__(copy, self.array, requires_grad=self.requires_grad)
+        copy._grad = None if self._grad is None else self._grad.detach().clone()
+        return copy
+
+    # -- writing in place: outside of graphs only --------------------------------------------------------------------
+
+    def _writable(self, what: str) -> np.ndarray:
+        if self.node is not None and state.recording:
+            raise RuntimeError(
+                f"{what} would change a tensor that requires grad, and in-place changes are not recorded. Compute a new "
+                f"tensor (x = x + 1, where, masked_fill), or write under `with no_grad():`"
+            )
+        return self.mutate()
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._writable("x[index] = value")[plain_index(index)] = value.array if isinstance(value, Variable) else value
+
+    def copy_(self, source: Any) -> Tensor:
+        """Overwrite with the values of `source`, which broadcasts."""
+        self._writable("copy_")[...] = source.array if isinstance(source, Variable) else source
+        return self
+
+    def fill_(self, value: Any) -> Tensor:
+        """Overwrite every element."""
+        self._writable("fill_")[...] = value
+        return self
+
+    def zero_(self) -> Tensor:
+        """Overwrite every element with 0."""
+        return self.fill_(0)
+
+    def add_(self, other: Any, alpha: Any = 1) -> Tensor:
+        """x = x + alpha · other, in place."""
+        self._writable("add_")[...] += alpha * (other.array if isinstance(other, Variable) else other)
+        return self
+
+    def mul_(self, other: Any) -> Tensor:
+        """x = x · other, in place."""
+        self._writable("mul_")[...] *= other.array if isinstance(other, Variable) else other
+        return self
+
+
+Variable.tensor_class = Tensor
+
+
+class Hook:
+    """A registered hook; `remove()` takes it away."""
+
+    def __init__(self, hooks: list, hook: Callable) -> None:
+        self._hooks, self._hook = hooks, hook
+        hooks.append(hook)
+
+    def remove(self) -> None:
+        if self._hook in self._hooks:
+            self._hooks.remove(self._hook)
+
+
+def start(output: Tensor, gradient: Any, create_graph: bool) -> tuple[Any, Any]:
+    """Where a backward pass from `output` begins: its node and upstream gradient, checked."""
+    if output.node is None:
+        raise RuntimeError(
+            "expected a tensor that was computed from one with requires_grad=True (and not under no_grad), got one without "
+            "history; there is nothing to differentiate"
+        )
+    if gradient is None:
+        if output.array.size != 1:
+            raise ValueError(
+                f"expected a single element to differentiate, got shape {output.shape}; reduce it (x.sum()) or pass the "
+                f"upstream gradient"
+            )
+        gradient = np.ones(output.shape, output.dtype)
+    if not isinstance(gradient, Tensor):
+        gradient = Variable.wrap(np.asarray(gradient))
+    if gradient.shape != output.shape:
+        raise ValueError(f"expected an upstream gradient of shape {output.shape}, got {gradient.shape}")
+    if gradient.dtype != output.dtype:
+        gradient = gradient.to(output.dtype)
+    if create_graph:
+        return output.node, gradient if gradient.node is not None else alias(gradient)
+    return output.node, gradient.array
