@@ -123,10 +123,9 @@ class Corpus:
                     yield text
                     return
                 offset_bytes += len(block)
-                if match := _CUT.match(text):
-                    cut = match.end()
-                else:  # wait for a place to cut, but not for ever
-                    cut = len(text) if len(text) > LONGEST_PIECE else 0
+                cut = match.end() if (match := _CUT.match(text)) else 0
+                if not cut and len(text) > LONGEST_PIECE:  # waited long enough for a good place
+                    cut = len(text)
                 yield text[:cut]
                 rest = text[cut:]
 
