@@ -181,9 +181,10 @@ def _from_llama(values: Mapping[str, Any]) -> GPTConfig:
     bias = values.get("attention_bias", False)
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     _refuse_unless(values, {"hidden_act": ("silu",), "mlp_bias": (bias,)})
-    _refuse_unless(values, {"head_dim": (None, values["hidden_size"] // values["num_attention_heads"])})
+    if not isinstance(rope, dict):
+        raise ValueError(f"expected an object for the rope parameters, got {rope!r}")
     _refuse_unless(rope, {"rope_type": ("default",), "type": ("default",)})
-    return GPTConfig(
+    config = GPTConfig(
         n_layer=values["num_hidden_layers"],
         n_head=values["num_attention_heads"],
         n_kv_head=values.get("num_key_value_heads"),
@@ -200,6 +201,8 @@ def _from_llama(values: Mapping[str, Any]) -> GPTConfig:
         rope_theta=rope.get("rope_theta", values.get("rope_theta", 10000.0)),
         norm_eps=values.get("rms_norm_eps", 1e-6),
     )
+    _refuse_unless(values, {"head_dim": (None, config.head_size)})
+    return config
 
 
 class _Tensors:
@@ -218,7 +221,10 @@ class _Tensors:
             )
         index = folder / "model.safetensors.index.json"
         if index.is_file():  # large models come in parts
-            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            try:
+                named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                raise ValueError(f'{index}: expected {{"weight_map": {{name: file}}}}') from None
             files = [file for file in files if file.name in named]
         elif (folder / "model.safetensors").is_file():
             files = [folder / "model.safetensors"]

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from autograd import Tensor, ops, random
+from autograd import Tensor, next_seed, ops
 from nn import functional as F
 from nn.layers import Linear
 from nn.module import Module
@@ -121,7 +121,7 @@ class CausalSelfAttention(Module):
             qkv = heads.reshape((B, T, (H + 2 * K) * D))
         dropout_p = self.dropout if self.training else 0.0
         if cache is None:
-            seed = random.next_seed() if dropout_p else 0
+            seed = next_seed() if dropout_p else 0
             y = ops.causal_self_attention(qkv, n_head=H, n_kv_head=K, dropout_p=dropout_p, seed=seed)  # (B, T, C)
         else:
             y = self._attend_with(cache, qkv.array if isinstance(qkv, Tensor) else qkv)  # (B, T, C)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from autograd import Tensor, ops, random
+from autograd import Tensor, next_seed, ops
 
 __all__ = [
     "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear", "linear_cross_entropy",
@@ -66,7 +66,7 @@ def dropout(input: Array, p: float = 0.5, training: bool = True) -> Array:
 
     Which ones is a function of a seed drawn from the project's generator (`autograd.manual_seed`).
     """
-    return ops.dropout(input, p=p, seed=random.next_seed()) if training and p else input
+    return ops.dropout(input, p=p, seed=next_seed()) if training and p else input
 
 
 # Along an axis
@@ -245,7 +245,7 @@ def scaled_dot_product_attention(
             scale=scale,
             causal=is_causal,
             dropout_p=dropout_p,
-            seed=random.next_seed() if dropout_p else 0,
+            seed=next_seed() if dropout_p else 0,
         )
         return out.reshape(tuple(query.shape))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from autograd import Tensor, random
+from autograd import Tensor, generator
 
 __all__ = [
     "constant_", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "trunc_normal_", "uniform_",
@@ -41,7 +41,7 @@ def ones_(tensor: Tensor) -> Tensor:
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Independent normal numbers."""
     array = tensor.mutate()
-    array[...] = random.generator().standard_normal(array.shape, dtype=_drawn(array))
+    array[...] = generator().standard_normal(array.shape, dtype=_drawn(array))
     array *= std
     array += mean
     return tensor
@@ -50,7 +50,7 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     """Independent numbers, uniform in [a, b)."""
     array = tensor.mutate()
-    array[...] = random.generator().random(array.shape, dtype=_drawn(array))
+    array[...] = generator().random(array.shape, dtype=_drawn(array))
     array *= b - a
     array += a
     return tensor
@@ -62,7 +62,7 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
     flat = np.full(array.size, np.nan)
     outside = np.arange(array.size)
     while outside.size:
-        flat[outside] = random.generator().normal(mean, std, outside.size)
+        flat[outside] = generator().normal(mean, std, outside.size)
         outside = outside[(flat[outside] < a) | (flat[outside] > b)]
     array[...] = flat.reshape(array.shape)
     return tensor

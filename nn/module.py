@@ -19,6 +19,7 @@ writes the first number.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
@@ -310,12 +311,16 @@ class Module:
         return ""
 
     def __repr__(self) -> str:
-        children = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
+        children = self._children_repr()
         extra = self.extra_repr()
         if not children:
             return f"{type(self).__name__}({extra})"
         lines = ([extra] if extra else []) + children
         return f"{type(self).__name__}(\n  " + "\n  ".join(lines) + "\n)"
+
+
+    def _children_repr(self) -> list[str]:
+        return [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
 
 
 def _listing(names: list[str], at_most: int = 8) -> str:
@@ -329,6 +334,17 @@ class ModuleList(Module):
     def __init__(self, modules: Iterable[Module] = ()) -> None:
         super().__init__()
         self.extend(modules)
+
+    def _children_repr(self) -> list[str]:
+        """Neighbours that look the same are shown once: (0-11): 12 x Block(...)."""
+        lines, start = [], 0
+        for text, run in itertools.groupby(repr(child) for child in self.children()):
+            count = len(list(run))
+            label = f"({start})" if count == 1 else f"({start}-{start + count - 1})"
+            text = text if count == 1 else f"{count} x {text}"
+            lines.append(f"{label}: {text}".replace("\n", "\n  "))
+            start += count
+        return lines
 
     def append(self, module: Module) -> Self:
         """Add one at the end."""
@@ -411,6 +427,8 @@ class Sequential(ModuleList):
                 self.add_module(name, module)
         else:
             super().__init__(modules)  # type: ignore[arg-type]
+
+    _children_repr = Module._children_repr  # its children may have names
 
     def forward(self, x: Any) -> Any:
         for module in self:

@@ -192,7 +192,7 @@ class SGD(Optimizer):
             grad = grad + group["weight_decay"] * p.array
         if momentum := group["momentum"]:
             if "momentum_buffer" not in state:
-                state["momentum_buffer"] = grad.copy()
+                state["momentum_buffer"] = np.array(grad)
             else:
                 buffer = state["momentum_buffer"]
                 buffer *= momentum
