@@ -17,15 +17,20 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from . import formats, naive, pretokenize
-from .pretokenize import to_bytes
+from . import formats, pretokenize
+from .pretokenize import special_expression, to_bytes
+
+if TYPE_CHECKING:
+    from .merge import Workspace
 
 DEFAULT_SPECIAL_TOKENS = ("<|pad|>", "<|endoftext|>", "<|unk|>")
 
@@ -59,17 +64,19 @@ class Tokenizer:
         self.merges.flags.writeable = False
         self.vocab_size = max([*self._tokens, *self._special_tokens.values()]) + 1
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
-        self._by_id: list[bytes | None] = [None] * self.vocab_size
-        for token, data in self._tokens.items():
-            self._by_id[token] = data
-        for name, token in self._special_tokens.items():
-            self._by_id[token] = name.encode("utf-8")
+        everything = {token: name.encode() for name, token in self._special_tokens.items()} | self._tokens
+        self._blob = np.frombuffer(b"".join(everything[token] for token in sorted(everything)), dtype=np.uint8)
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        lengths[list(everything)] = [len(data) for data in everything.values()]
+        self._offsets = np.concatenate([[0], np.cumsum(lengths)])
         self._byte_ids = np.zeros(256, dtype=self.dtype)
         for token, data in self._tokens.items():
             if len(data) == 1:
                 self._byte_ids[data[0]] = token
-        self._pairs = {(left, right): (i, new) for i, (left, right, new) in enumerate(self.merges.tolist())}
-        self._whole = {data: token for token, data in self._tokens.items()} if whole_pieces else {}
+        self._threads = threading.local()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self._tokens, self.merges, self._special_tokens, self.pattern, self.whole_pieces)
 
     # ---- makers ----
 
@@ -81,12 +88,14 @@ class Tokenizer:
         pattern: str | None = "gpt4",
         special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS,
         min_count: int = 1,
+        progress: Callable[[str, int, int], None] | None = None,
     ) -> Tokenizer:
         """Learn a vocabulary of at most `vocab_size` tokens: 256 bytes, merges, and last the special tokens.
 
-        `texts` is a text, or an iterable of texts; each may be a str, bytes, or a path, whose file is read as
-        bytes. `pattern` is a name from `PATTERNS`, a regular expression, or None for no cutting. The vocabulary is smaller than asked
-        when no pair occurs `min_count` times any more.
+        `texts` is a text, or an iterable of texts; each may be a str, bytes, or a path (`pathlib.Path`), whose file
+        is read in blocks and need not fit into memory. `pattern` is a name from `PATTERNS`, a regular expression, or
+        None for no cutting. The vocabulary is smaller than asked when no pair occurs `min_count` times any more.
+        `progress(what, done, total)` is called now and then; total is 0 where it is not known.
 
         The same texts give the same merges on every machine. Ties go as `naive.py` states.
 
@@ -101,9 +110,9 @@ class Tokenizer:
             )
         from . import train
 
-        merges = np.array(train.learn(texts, n_merges, pretokenize.resolve(pattern), special_tokens, min_count))
+        merges = train.learn(texts, n_merges, pretokenize.resolve(pattern), special_tokens, min_count, progress)
         tokens = {byte: bytes([byte]) for byte in range(256)}
-        for left, right, new in merges.reshape(-1, 3).tolist():
+        for left, right, new in merges.tolist():
             tokens[new] = tokens[left] + tokens[right]
         return cls(tokens, merges, {name: len(tokens) + i for i, name in enumerate(special_tokens)}, pattern)
 
@@ -143,7 +152,8 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token stands for; a special token stands for its own text."""
-        return self._bytes_of([int(token)])[0]
+        [token] = self._checked(token)
+        return self._blob[self._offsets[token]:self._offsets[token + 1]].tobytes()
 
     def hash(self) -> str:
         """64 hex digits that name this tokenizer's behaviour: equal where every text gets equal ids.
@@ -196,34 +206,99 @@ class Tokenizer:
         disallowed = names - allowed if disallowed_special == "all" else set(disallowed_special) - allowed
         if disallowed and (found := special_expression(disallowed).search(data)):
             raise ValueError(_special_message(found.group().decode(), found.start()))
-        out: list[np.ndarray] = []
-        end = 0
-        if allowed:
-            for match in special_expression(allowed).finditer(data):
-                out.append(self._encode_ordinary(data[end:match.start()]))
-                out.append(np.array([self._special_tokens[match.group().decode()]], dtype=self.dtype))
-                end = match.end()
-        if not out:
+        if not allowed:
             return self._encode_ordinary(data)
+        out = []
+        end = 0
+        for match in special_expression(allowed).finditer(data):
+            out.append(self._encode_ordinary(data[end:match.start()]))
+            out.append(np.array([self._special_tokens[match.group().decode()]], dtype=self.dtype))
+            end = match.end()
         return np.concatenate([*out, self._encode_ordinary(data[end:])])
 
-    def encode_batch(self, texts: Iterable[Text], **special: Any) -> list[np.ndarray]:
-        """`encode` of each text, in order, on all threads. Takes the same keywords."""
-        return [self.encode(text, **special) for text in texts]
+    def encode_batch(
+        self,
+        texts: Iterable[Text],
+        *,
+        threads: int | None = None,
+        allowed_special: Literal["all"] | Collection[str] = (),
+        disallowed_special: Literal["all"] | Collection[str] = "all",
+    ) -> list[np.ndarray]:
+        """`encode` of each text, in order, on `threads` threads (None: one for each processor)."""
+        texts = list(texts)
+        threads = min(threads or os.cpu_count() or 1, len(texts))
+        special = {"allowed_special": allowed_special, "disallowed_special": disallowed_special}
+        if threads <= 1:
+            return [self.encode(text, **special) for text in texts]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(lambda text: self.encode(text, **special), texts))
 
     def _encode_ordinary(self, data: bytes) -> np.ndarray:
-        if not len(self.merges):
+        if not len(self.merges) and not self.whole_pieces:
             return self._byte_ids[np.frombuffer(data, dtype=np.uint8)]
-        out: list[int] = []
-        cache: dict[bytes, list[int]] = {}
-        for piece in pretokenize.split(data, self.pattern):
-            ids = cache.get(piece)
-            if ids is None:
-                whole = self._whole.get(piece)
-                ids = naive.encode(self._byte_ids[list(piece)].tolist(), self._pairs) if whole is None else [whole]
-                cache[piece] = ids
-            out += ids
-        return np.array(out, dtype=self.dtype)
+        return self._encode_pieces(data, pretokenize.piece_ends(data, self.pattern), self._whole_slots, self._workspace())
+
+    def _encode_pieces(
+        self, data: bytes, cuts: Iterable[tuple[int, np.ndarray]], whole_slots: np.ndarray, workspace: Workspace
+    ) -> np.ndarray:
+        """Ids of `data`, cut as `pretokenize.piece_ends` describes."""
+        from . import merge
+
+        view = np.frombuffer(data, dtype=np.uint8)
+        out = np.empty(len(data), dtype=self.dtype)
+        n_out = 0
+        for start, ends in cuts:
+            done, room = 0, 1
+            while room:
+                begin = int(ends[done - 1]) if done else start
+                done, n_out, room = merge.encode_pieces(
+                    view, begin, ends, done, self._byte_ids, *self._pair_table, whole_slots, self._blob,
+                    self._offsets, workspace.cache, workspace.work, workspace.heap, out, n_out,
+                )  # fmt: skip
+                if room:
+                    workspace.make_room(2 * room)
+        return out[:n_out].copy()
+
+    def first_unreachable_token(self) -> int | None:
+        """The first token (in order of ids) whose own bytes do not merge to it, None where there is none.
+
+        Vocabularies learned by BPE have none: each token was the merge of a piece of text.
+        """
+        from .merge import Workspace
+
+        tokens = np.array(sorted(self._tokens))
+        data = b"".join(self._tokens[token] for token in tokens.tolist())
+        ends = np.cumsum([len(self._tokens[token]) for token in tokens.tolist()])
+        ids = self._encode_pieces(data, [(0, ends)], np.empty(0, dtype=np.int64), Workspace())
+        same = ids[:len(tokens)] == tokens  # never shorter: at least one id a token
+        return None if same.all() else int(tokens[np.argmin(same)])
+
+    def _workspace(self) -> Workspace:
+        """This thread's."""
+        from .merge import Workspace
+
+        if not hasattr(self._threads, "workspace"):
+            self._threads.workspace = Workspace()
+        return self._threads.workspace
+
+    @cached_property
+    def _pair_table(self) -> tuple[np.ndarray, np.ndarray]:
+        from . import merge
+
+        table = merge.pair_table(len(self.merges))
+        merge.fill_pairs(self.merges, 0, *table)
+        return table
+
+    @cached_property
+    def _whole_slots(self) -> np.ndarray:
+        """A hash table of all tokens by their bytes; empty where merges decide alone."""
+        from . import merge
+
+        if not self.whole_pieces:
+            return np.empty(0, dtype=np.int64)
+        slots = np.full(4 << len(self._tokens).bit_length(), -1, dtype=np.int64)
+        merge.fill_whole(np.array(list(self._tokens)), slots, self._blob, self._offsets)
+        return slots
 
     # ---- decoding ----
 
@@ -232,7 +307,12 @@ class Tokenizer:
 
         Raises ValueError for an id that names no token, with the id and its position.
         """
-        return b"".join(self._bytes_of(np.atleast_1d(np.asarray(ids)).tolist()))
+        from . import merge
+
+        ids = self._checked(ids)
+        out = np.empty(int(np.sum(self._offsets[ids + 1] - self._offsets[ids])), dtype=np.uint8)
+        merge.copy_tokens(ids, self._blob, self._offsets, out)
+        return out.tobytes()
 
     def decode(self, ids: Ids, errors: str = "replace") -> str:
         """The text that `ids` stand for. `errors` is what `bytes.decode` takes: what to do with bytes that are
@@ -243,15 +323,22 @@ class Tokenizer:
         """A decoder for ids that arrive bit by bit; it holds back a character until it is whole."""
         return StreamDecoder(self, errors)
 
-    def _bytes_of(self, ids: Sequence[int]) -> list[bytes]:
-        out = []
-        for position, token in enumerate(ids):
-            data = self._by_id[token] if isinstance(token, int) and 0 <= token < self.vocab_size else None
-            if data is None:
-                raise ValueError(f"id {token} at position {position} names no token: ids go from 0 to "
-                                 f"{self.vocab_size - 1}" + (", with gaps" if None in self._by_id else ""))
-            out.append(data)
-        return out
+    def _checked(self, ids: Ids) -> np.ndarray:
+        """`ids` as (T,) int64, all of them tokens."""
+        array = np.atleast_1d(np.asarray(ids))
+        if array.size == 0:
+            return np.empty(0, dtype=np.int64)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise ValueError(f"expected ids as one row of integers, got shape {array.shape} of {array.dtype}")
+        wrong = (array < 0) | (array >= self.vocab_size)
+        if not wrong.any():
+            array = array.astype(np.int64)
+            wrong = self._offsets[array + 1] == self._offsets[array]
+        if wrong.any():
+            position = int(np.argmax(wrong))
+            raise ValueError(f"id {array[position]} at position {position} names no token: ids go from 0 to "
+                             f"{self.vocab_size - 1}" + (", with gaps" if np.any(np.diff(self._offsets) == 0) else ""))
+        return array
 
     # ---- files ----
 
@@ -317,19 +404,6 @@ class StreamDecoder:
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest
-
-
-def special_expression(names: Collection[str]) -> re.Pattern[bytes]:
-    """Matches any of the special tokens, the longest where several begin at the same place."""
-    return re.compile(b"|".join(re.escape(name.encode()) for name in sorted(names, key=len, reverse=True)))
-
-
-def cut_at_special(data: bytes, names: Collection[str]) -> Iterator[bytes]:
-    """The stretches of ordinary text between special tokens."""
-    if not names:
-        yield data
-        return
-    yield from special_expression(names).split(data)
 
 
 def _checked_special(special_tokens: Sequence[str]) -> tuple[str, ...]:

@@ -273,21 +273,11 @@ def read_tiktoken(source: Any, pattern: str | None, special_tokens: Mapping[str,
         where = f"tiktoken encoding {source.name!r}"
         ranks, pattern = source._mergeable_ranks, pattern or source._pat_str
         special_tokens = source._special_tokens if special_tokens is None else special_tokens
-    merges: list[tuple[int, int, int]] = []
-    pairs: dict[tuple[int, int], tuple[int, int]] = {}
-    for data, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        if len(data) == 1:
-            continue
-        if missing := [byte for byte in data if bytes([byte]) not in ranks]:
-            raise FormatError(f"{where}: byte {missing[0]:#04x} has no token: byte-level BPE needs all 256")
-        parts = naive.encode([ranks[bytes([byte])] for byte in data], pairs)
-        if len(parts) != 2:
-            raise FormatError(f"{where}: token {rank}, {data!r}, is not made of two tokens of lower rank")
-        pairs[parts[0], parts[1]] = (rank, rank)
-        merges.append((parts[0], parts[1], rank))
+    tokens = {rank: data for data, rank in ranks.items()}
+    check(tokens, np.empty((0, 3), dtype=np.int64), special_tokens or {})
     return {
-        "tokens": {rank: data for data, rank in ranks.items()},
-        "merges": np.array(merges, dtype=np.int64).reshape(-1, 3),
+        "tokens": tokens,
+        "merges": _find_merges(tokens, where),
         "special_tokens": special_tokens or {},
         "pattern": pattern,
     }
@@ -300,9 +290,9 @@ def write_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike | None = None) 
     if np.any(np.diff(made) <= 0):
         i = int(np.argmax(np.diff(made) <= 0)) + 1
         raise FormatError(f"merge {i} makes token {made[i]} after token {made[i - 1]}: a rank file needs ids in order of merges")
-    for token, data in tokens.items():
-        if naive.encode(tokenizer._byte_ids[list(data)].tolist(), tokenizer._pairs) != [token]:
-            raise FormatError(f"token {token}, {data!r}, is not what its own bytes encode to; tiktoken would differ")
+    token = tokenizer.first_unreachable_token()
+    if token is not None:
+        raise FormatError(f"token {token}, {tokens[token]!r}, is not what its bytes merge to; tiktoken would differ")
     if path is not None:
         lines = (b"%s %d\n" % (base64.b64encode(tokens[token]), token) for token in sorted(tokens))
         Path(path).write_bytes(b"".join(lines))
@@ -312,6 +302,31 @@ def write_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike | None = None) 
         "mergeable_ranks": {data: token for token, data in tokens.items()},
         "special_tokens": tokenizer.special_tokens,
     }
+
+
+def _find_merges(tokens: Mapping[int, bytes], where: str) -> np.ndarray:
+    """Merges (M, 3) of ranked tokens, in order of rank."""
+    from . import merge
+
+    ranks = np.array(sorted(tokens), dtype=np.int64)
+    lengths = np.zeros(ranks[-1] + 1, dtype=np.int64)
+    lengths[ranks] = [len(tokens[rank]) for rank in ranks.tolist()]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    blob = np.frombuffer(b"".join(tokens[rank] for rank in ranks.tolist()), dtype=np.uint8)
+    byte_ids = np.zeros(256, dtype=np.int64)
+    for rank, data in tokens.items():
+        if len(data) == 1:
+            byte_ids[data[0]] = rank
+    order = ranks[lengths[ranks] > 1]
+    merges = np.empty((len(order), 3), dtype=np.int64)
+    workspace = merge.Workspace(int(lengths.max()))
+    found = merge.find_merges(
+        order, blob, offsets, byte_ids, *merge.pair_table(len(order)), workspace.work, workspace.heap, merges
+    )
+    if found < len(order):
+        token = int(order[found])
+        raise FormatError(f"{where}: token {token}, {tokens[token]!r}, is not made of two tokens of lower rank")
+    return merges
 
 
 def _read_ranks(path: str | os.PathLike) -> dict[bytes, int]:

@@ -6,14 +6,24 @@ tokenizers read alike; other spellings of the same rule are recognised and repla
 Bytes that are not UTF-8 pass through as symbols: each counts as one character that is neither letter, digit
 nor space (in Python's terms, the text is decoded with `surrogateescape`). Nothing is lost or replaced.
 
-Left out here: speed. This file cuts with the `regex` package, which is the definition.
+`split` cuts with the `regex` package and is the definition; `piece_ends` gives the same cuts as numbers and uses the
+compiled scanners of scan.py where there is one.
+
+Left out here: how those scanners work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
 
+import numpy as np
 import regex
+
+Texts = str | bytes | os.PathLike | Iterable[str | bytes | os.PathLike]
 
 # GPT-2's, https://github.com/openai/gpt-2/blob/master/src/encoder.py
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -49,6 +59,16 @@ _SAME = {
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s""":
         GPT4_TIKTOKEN,
 }
+
+# Patterns with a compiled scanner, and its number there.
+SCANNERS = {GPT2: 0, GPT4: 1, GPT4_TIKTOKEN: 2, GPT4O: 3}
+
+# All four end a piece after a letter that is followed by neither letter, mark nor apostrophe, whatever else stands
+# around: here a text can be cut before it is known how it goes on. (?r) searches from the end.
+_CUT = regex.compile(r"(?r)(?<=\p{L})(?=[^\p{L}\p{M}'])")
+
+BLOCK_BYTES = 1 << 22
+BLOCK_PIECES = 1 << 14
 
 
 def resolve(pattern: str | None) -> str | None:
@@ -89,11 +109,93 @@ def split(data: bytes, pattern: str | None) -> Iterator[bytes]:
         yield text[end:].encode("utf-8", "surrogateescape")
 
 
+def piece_ends(data: bytes, pattern: str | None) -> Iterator[tuple[int, np.ndarray]]:
+    """The pieces of `split` in blocks: (where the block's first piece begins, (n,) int64 where its pieces end).
+
+    Each array is valid until the next is asked for.
+    """
+    if pattern is None:
+        if data:
+            yield 0, np.array([len(data)])
+        return
+    start = 0
+    if pattern in SCANNERS:
+        from . import scan
+
+        view = np.frombuffer(data, dtype=np.uint8)
+        ends = np.empty(min(BLOCK_PIECES, len(data)), dtype=np.int64)
+        while start < len(data):
+            n = scan.scan(view, start, SCANNERS[pattern], scan.classes(), ends)
+            yield start, ends[:n]
+            start = int(ends[n - 1])
+        return
+    pieces = split(data, pattern)
+    while lengths := [len(piece) for piece in islice(pieces, BLOCK_PIECES)]:
+        ends = start + np.cumsum(lengths)
+        yield start, ends
+        start = int(ends[-1])
+
+
+def blocks(texts: Texts, pattern: str | None, special_tokens: Collection[str] = ()) -> Iterator[bytes]:
+    """The texts as stretches of bytes to be cut into pieces one by one; special tokens are left out.
+
+    A text is a str, bytes, or a path. Files are read in blocks of a few megabytes, and the pieces are those of the
+    whole file. (With a pattern of your own, of which nothing is known, a file is read whole.)
+    """
+    ordinary = special_expression(special_tokens).split if special_tokens else lambda data: [data]
+    for text in [texts] if isinstance(texts, (str, bytes, os.PathLike)) else texts:
+        if isinstance(text, os.PathLike):
+            stretches = _file_blocks(Path(text), special_tokens) if pattern in SCANNERS else [Path(text).read_bytes()]
+        else:
+            stretches = [to_bytes(text)]
+        for stretch in stretches:
+            yield from filter(None, ordinary(stretch))
+
+
+def _file_blocks(path: Path, special_tokens: Collection[str]) -> Iterator[bytes]:
+    parts: list[bytes] = []
+    with path.open("rb") as file:
+        while part := file.read(BLOCK_BYTES):
+            cut = _last_cut(part, special_tokens)
+            if cut:
+                yield b"".join([*parts, part[:cut]])
+                parts = []
+            parts.append(part[cut:])
+    yield b"".join(parts)
+
+
+def _last_cut(data: bytes, special_tokens: Collection[str]) -> int:
+    """The last place where `data` can be cut though more text may follow, 0 if there is none near the end."""
+    margin = max([8, *(len(name.encode()) for name in special_tokens)])
+    begin = max(margin, len(data) - (1 << 16))
+    while begin < len(data) and data[begin] & 0xC0 == 0x80:
+        begin += 1
+    text = data[begin:-margin].decode("utf-8", "surrogateescape")
+    end = len(text)
+    while found := _CUT.search(text, 0, end):
+        end = found.start()
+        cut = begin + len(text[:end].encode("utf-8", "surrogateescape"))
+        special = special_tokens and special_expression(special_tokens).finditer(data, cut - margin, cut + margin)
+        if not any(match.start() < cut < match.end() for match in special or ()):
+            return cut
+    return 0
+
+
+def special_expression(names: Collection[str]) -> re.Pattern[bytes]:
+    """Matches any of the special tokens, the longest where several begin at the same place."""
+    return re.compile(b"|".join(re.escape(name.encode()) for name in sorted(names, key=len, reverse=True)))
+
+
 def to_bytes(text: str | bytes) -> bytes:
-    """UTF-8 of a text. Lone surrogates, which have no UTF-8, become U+FFFD, and pairs become their character."""
+    """UTF-8 of a text. Lone surrogates, which have no UTF-8, become U+FFFD, and pairs become their character.
+
+    Raises TypeError for what is neither str nor bytes.
+    """
     if isinstance(text, str):
         try:
             return text.encode("utf-8")
         except UnicodeEncodeError:
             return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8")
-    return bytes(text)
+    if isinstance(text, (bytes, bytearray, memoryview)):
+        return bytes(text)
+    raise TypeError(f"expected a text as str or bytes, got {type(text).__name__}")

@@ -1,21 +1,417 @@
-"""Learning merges from text."""
+"""Learning merges: what `naive.train` defines, in time near-linear in text and vocabulary.
+
+**Counting.** Text is read in blocks and cut into pieces; equal pieces are counted once and from then on stand for all
+their occurrences. Eleven megabytes of English are 26,000 different pieces.
+
+**Merging.** The different pieces lie one after another in one array, each a doubly linked list of tokens, so joining
+two tokens costs a few links. A position is where a pair begins. All positions of a pair form a chain,
+again doubly linked, so a position can leave it when a neighbour changes. A merge walks the chain of its
+pair from left to right and touches nothing else: counts are kept, never recounted.
+
+**Choosing.** Pairs wait in a heap by (count, largest first; left, right, smallest first), the tie rule of
+`naive.py`: tokens are numbered in GPT-2's order of bytes while learning, so a pair's key is its rank
+among equals. Only pairs that hold the new token gain counts, in the very step that makes it. All others only lose, so the count
+in the heap is at most too high: one that is out of date when it comes to the top sinks to its place.
+
+Cost: a few dozen bytes of memory for each byte of *different* pieces; each occurrence that is merged is touched
+once. Nothing depends on the number of threads or the order of a hash table.
+
+Same merges as Hugging Face's BpeTrainer with `initial_alphabet=ByteLevel.alphabet()` on the same pieces. It can differ where
+special tokens occur in the text (there they are cut like text, here they are left out).
+"""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable
+
+import numpy as np
 
 from . import naive, pretokenize
+from .jit import inline, kernel
+from .merge import GOLDEN, key_hash, piece_key
+
+Progress = Callable[[str, int, int], None]
+
+STEPS = 512  # merges between two reports of progress
 
 
-def learn(texts, n_merges: int, pattern: str | None, special_tokens, min_count: int) -> list[tuple[int, int, int]]:
-    """Merges (left, right, new id), at most `n_merges`."""
-    from .bpe import cut_at_special
+def learn(
+    texts: str | bytes | os.PathLike | Iterable[str | bytes | os.PathLike],
+    n_merges: int,
+    pattern: str | None,
+    special_tokens: Collection[str] = (),
+    min_count: int = 1,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Merges (M, 3) int64: left id, right id, new id; M ≤ n_merges. A byte is its own id, merges count on from 256.
 
-    counts: Counter[bytes] = Counter()
-    for text in [texts] if isinstance(texts, (str, bytes, os.PathLike)) else texts:
-        data = Path(text).read_bytes() if isinstance(text, os.PathLike) else pretokenize.to_bytes(text)
-        for stretch in cut_at_special(data, special_tokens):
-            counts.update(pretokenize.split(stretch, pattern))
-    return naive.train(counts, n_merges, min_count)
+    `progress(what, done, total)` is called now and then: "bytes counted" (total 0: unknown), "merges learned".
+    """
+    return merge(count(texts, pattern, special_tokens, progress), n_merges, min_count, progress)
+
+
+# ---- counting ----
+
+
+class Counts:
+    """Pieces and how often each occurred. Up to 31 bytes in a hash table of ours, longer ones in a dict."""
+
+    def __init__(self) -> None:
+        self.keys = np.zeros((1 << 12, 4), dtype=np.uint64)
+        self.counts = np.zeros(1 << 12, dtype=np.int64)
+        self.used = 0
+        self.long: Counter[bytes] = Counter()
+
+    def add(self, data: bytes, view: np.ndarray, start: int, ends: np.ndarray) -> None:
+        """Count the pieces of `data` that end at `ends`, the first of which begins at byte `start`."""
+        long_pieces = np.empty(ends.size, dtype=np.int64)
+        piece = 0
+        while piece < ends.size:
+            first = ends[piece - 1] if piece else start
+            piece, self.used, n_long = count_pieces(
+                view, first, ends, piece, self.keys, self.counts, self.used, long_pieces
+            )
+            for i in long_pieces[:n_long].tolist():
+                self.long[data[ends[i - 1] if i else start:ends[i]]] += 1
+            if 2 * self.used >= len(self.counts):
+                keys, counts = self.keys, self.counts
+                self.keys = np.zeros((4 * len(keys), 4), dtype=np.uint64)
+                self.counts = np.zeros(len(self.keys), dtype=np.int64)
+                rehash(keys, counts, self.keys, self.counts)
+
+    def words(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All pieces end to end, uint8; where each ends, int64; how often it occurred, int64."""
+        taken = self.counts > 0
+        keys = np.ascontiguousarray(self.keys[taken]).astype("<u8").view(np.uint8).reshape(-1, 32)
+        lengths = keys[:, 31].astype(np.int64)
+        short = keys[:, :31][np.arange(31) < lengths[:, None]]
+        long = np.frombuffer(b"".join(self.long), dtype=np.uint8)
+        lengths = np.concatenate([lengths, np.array([len(piece) for piece in self.long], dtype=np.int64)])
+        counts = np.concatenate([self.counts[taken], np.array(list(self.long.values()), dtype=np.int64)])
+        return np.concatenate([short, long]), np.cumsum(lengths), counts
+
+
+def count(
+    texts: str | bytes | os.PathLike | Iterable[str | bytes | os.PathLike],
+    pattern: str | None,
+    special_tokens: Collection[str] = (),
+    progress: Progress | None = None,
+) -> Counts:
+    """Count the pieces of all texts, read block by block; special tokens are left out."""
+    counts = Counts()
+    done = 0
+    for block in pretokenize.blocks(texts, pattern, special_tokens):
+        view = np.frombuffer(block, dtype=np.uint8)
+        for start, ends in pretokenize.piece_ends(block, pattern):
+            counts.add(block, view, start, ends)
+        done += len(block)
+        if progress:
+            progress("bytes counted", done, 0)
+    return counts
+
+
+@inline
+def key_slot(keys, counts, a, b, c, d, mixed):
+    """Where the key is, or the free place where it belongs."""
+    mask = counts.size - 1
+    slot = np.int64(mixed >> np.uint64(20)) & mask
+    while counts[slot] != 0 and not (
+        keys[slot, 0] == a and keys[slot, 1] == b and keys[slot, 2] == c and keys[slot, 3] == d
+    ):
+        slot = (slot + 1) & mask
+    return slot
+
+
+@kernel
+def count_pieces(data, start, ends, first, keys, counts, used, long_pieces):
+    """Count pieces from ends[first] on, until the table is half full. Long ones are listed in `long_pieces`.
+
+    Returns (pieces done, places used, number of long pieces).
+    """
+    n_long = 0
+    for piece in range(first, ends.size):
+        end = ends[piece]
+        if end - start > 31:
+            long_pieces[n_long] = piece
+            n_long += 1
+            start = end
+            continue
+        a, b, c, d, mixed = piece_key(data, start, end)
+        slot = key_slot(keys, counts, a, b, c, d, mixed)
+        if counts[slot] == 0:
+            keys[slot, 0], keys[slot, 1], keys[slot, 2], keys[slot, 3] = a, b, c, d
+            used += 1
+        counts[slot] += 1
+        start = end
+        if 2 * used >= counts.size:
+            return piece + 1, used, n_long
+    return ends.size, used, n_long
+
+
+@kernel
+def rehash(old_keys, old_counts, keys, counts):
+    """Move all entries to a larger table."""
+    for i in range(old_counts.size):
+        if old_counts[i] == 0:
+            continue
+        a, b, c, d = old_keys[i, 0], old_keys[i, 1], old_keys[i, 2], old_keys[i, 3]
+        slot = key_slot(keys, counts, a, b, c, d, key_hash(a, b, c, d))
+        keys[slot, 0], keys[slot, 1], keys[slot, 2], keys[slot, 3] = a, b, c, d
+        counts[slot] = old_counts[i]
+
+
+# ---- merging ----
+
+
+def merge(counts: Counts, n_merges: int, min_count: int = 1, progress: Progress | None = None) -> np.ndarray:
+    """Merges (M, 3) int64 from counted pieces."""
+    data, ends, weights = counts.words()
+    if data.size >= 1 << 31:
+        raise ValueError(f"{data.size} bytes of different pieces are too many: train on less text, or use a pattern")
+    in_order = np.empty(256, dtype=np.int32)
+    in_order[naive.BYTES_IN_ORDER] = np.arange(256)
+    tokens = in_order[data]
+    following, previous, word_of, pair_of, chain_next, chain_previous = np.empty((6, data.size), dtype=np.int32)
+    link(ends, following, previous, word_of)
+    text = (tokens, following, previous, word_of, weights, pair_of, chain_next, chain_previous)
+
+    pairs = Pairs()
+    position = 0
+    while position < data.size:
+        position, pairs.used = collect(*text, *pairs.arrays, pairs.used, position)
+        pairs.make_room(1 << 16)
+    pairs.queued = fill_heap(pairs.key, pairs.count, pairs.heap, pairs.heap_count, 0, 0, pairs.used)
+
+    merges = np.empty((n_merges, 3), dtype=np.int64)
+    done, more = 0, True
+    while more and done < n_merges:
+        pairs.make_room(new_pairs_of_a_step(256 + done))
+        stop = min(done + STEPS, n_merges)
+        done, pairs.used, pairs.queued, more = merge_best(
+            *text, *pairs.arrays, pairs.used, pairs.heap, pairs.heap_count, pairs.queued, merges, done, stop, min_count
+        )
+        if progress:
+            progress("merges learned", done, n_merges)
+    merges = merges[:done]
+    is_byte = merges < 256
+    merges[is_byte] = np.array(naive.BYTES_IN_ORDER)[merges[is_byte]]
+    return merges
+
+
+class Pairs:
+    """Every pair met so far: its key (left << 32 | right), its count, its chain of positions; and the heap of pairs.
+
+    `slots` is the hash table from key to number.
+    """
+
+    def __init__(self) -> None:
+        self.key = np.empty(0, dtype=np.int64)
+        self.count = np.empty(0, dtype=np.int64)
+        self.first = np.empty(0, dtype=np.int32)
+        self.last = np.empty(0, dtype=np.int32)
+        self.heap = np.empty(0, dtype=np.int32)
+        self.heap_count = np.empty(0, dtype=np.int64)
+        self.used = self.queued = 0
+        self.make_room(1 << 16)
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return self.key, self.count, self.first, self.last, self.slots
+
+    def make_room(self, room: int) -> None:
+        """Make sure that `room` more pairs fit; the hash table stays at most half full."""
+        if self.used + room <= self.key.size:
+            return
+        size = 2 * (self.used + room)
+        for name in ("key", "count", "first", "last", "heap", "heap_count"):
+            old = getattr(self, name)
+            new = np.empty(size, dtype=old.dtype)
+            new[:old.size] = old
+            setattr(self, name, new)
+        self.slots = np.full(1 << int(2 * size).bit_length(), -1, dtype=np.int32)
+        fill_slots(self.key, self.used, self.slots)
+
+
+@inline
+def new_pairs_of_a_step(new):
+    """How many pairs the step that makes token `new` can bring: it on either side of every token, itself included."""
+    return 2 * (new + 1)
+
+
+@inline
+def slot_of(key, slots, wanted):
+    """Where `wanted` is, or the free place where it belongs."""
+    mask = slots.size - 1
+    mixed = np.uint64(wanted) * GOLDEN
+    slot = np.int64(mixed >> np.uint64(24)) & mask
+    while slots[slot] >= 0 and key[slots[slot]] != wanted:
+        slot = (slot + 1) & mask
+    return slot
+
+
+@kernel
+def fill_slots(key, used, slots):
+    """Enter the first `used` keys into the table."""
+    for i in range(used):
+        slots[slot_of(key, slots, key[i])] = i
+
+
+@kernel
+def link(ends, following, previous, word_of):
+    """Make a list of every word; -1 stands for no neighbour."""
+    start = 0
+    for word in range(ends.size):
+        end = ends[word]
+        for i in range(start, end):
+            following[i] = i + 1 if i + 1 < end else -1
+            previous[i] = i - 1 if i > start else -1
+            word_of[i] = word
+        start = end
+
+
+@inline
+def enter(i, tokens, following, weight, pair_of, chain_next, chain_previous, key, count, first, last, slots, used):
+    """Append position i to the chain of the pair that begins there. Returns the number of pairs known."""
+    wanted = np.int64(tokens[i]) << 32 | np.int64(tokens[following[i]])
+    slot = slot_of(key, slots, wanted)
+    pair = np.int64(slots[slot])
+    if pair < 0:
+        pair = used
+        slots[slot] = pair
+        key[pair] = wanted
+        count[pair] = 0
+        first[pair] = last[pair] = -1
+        used += 1
+    count[pair] += weight
+    pair_of[i] = pair
+    chain_next[i] = -1
+    chain_previous[i] = last[pair]
+    if last[pair] >= 0:
+        chain_next[last[pair]] = i
+    else:
+        first[pair] = i
+    last[pair] = i
+    return used
+
+
+@inline
+def leave(i, weight, pair_of, chain_next, chain_previous, count, first, last):
+    """Take position i out of its chain."""
+    pair, before, after = pair_of[i], chain_previous[i], chain_next[i]
+    count[pair] -= weight
+    if before >= 0:
+        chain_next[before] = after
+    else:
+        first[pair] = after
+    if after >= 0:
+        chain_previous[after] = before
+    else:
+        last[pair] = before
+
+
+@kernel
+def collect(
+    tokens, following, previous, word_of, weights, pair_of, chain_next, chain_previous,
+    key, count, first, last, slots, used, position,
+):  # fmt: skip
+    """Enter all positions from `position` on, while there is room for pairs. Returns (next position, pairs)."""
+    while position < tokens.size and used < key.size:
+        if following[position] >= 0:
+            weight = weights[word_of[position]]
+            used = enter(position, tokens, following, weight, pair_of, chain_next, chain_previous,
+                         key, count, first, last, slots, used)  # fmt: skip
+        position += 1
+    return position, used
+
+
+@inline
+def is_better(key, count_a, pair_a, count_b, pair_b):
+    """The rule of choice: larger count, then smaller key."""
+    return count_a > count_b or (count_a == count_b and key[pair_a] < key[pair_b])
+
+
+@inline
+def sink(key, heap, heap_count, queued, i):
+    """Let the entry at i of the heap sink to its place."""
+    pair, n = heap[i], heap_count[i]
+    while True:
+        child = 2 * i + 1
+        if child >= queued:
+            break
+        if child + 1 < queued and is_better(key, heap_count[child + 1], heap[child + 1], heap_count[child], heap[child]):
+            child += 1
+        if not is_better(key, heap_count[child], heap[child], n, pair):
+            break
+        heap[i], heap_count[i] = heap[child], heap_count[child]
+        i = child
+    heap[i], heap_count[i] = pair, n
+
+
+@kernel
+def fill_heap(key, count, heap, heap_count, queued, begin, end):
+    """Add the pairs from `begin` to `end`. Returns the size of the heap."""
+    for pair in range(begin, end):
+        i = queued
+        queued += 1
+        while i > 0:
+            parent = (i - 1) >> 1
+            if not is_better(key, count[pair], pair, heap_count[parent], heap[parent]):
+                break
+            heap[i], heap_count[i] = heap[parent], heap_count[parent]
+            i = parent
+        heap[i], heap_count[i] = pair, count[pair]
+    return queued
+
+
+@kernel
+def merge_best(
+    tokens, following, previous, word_of, weights, pair_of, chain_next, chain_previous,
+    key, count, first, last, slots, used, heap, heap_count, queued, merges, done, stop, min_count,
+):  # fmt: skip
+    """Learn merges[done:stop], while there is room for the pairs of a step.
+
+    Returns (merges done, pairs known, size of the heap, whether there is more to merge).
+    """
+    while done < stop:
+        while queued and heap_count[0] != count[heap[0]]:
+            heap_count[0] = count[heap[0]]
+            sink(key, heap, heap_count, queued, 0)
+        if queued == 0 or heap_count[0] < min_count:
+            return done, used, queued, False
+        new = 256 + done
+        if used + new_pairs_of_a_step(new) > key.size:
+            break
+        pair = heap[0]
+        queued -= 1
+        heap[0], heap_count[0] = heap[queued], heap_count[queued]
+        sink(key, heap, heap_count, queued, 0)
+
+        merges[done, 0], merges[done, 1], merges[done, 2] = key[pair] >> 32, key[pair] & 0xFFFFFFFF, new
+        known = used
+        i = np.int64(first[pair])
+        while i >= 0:  # positions i and j become i
+            j = following[i]
+            left, right = previous[i], following[j]
+            weight = weights[word_of[i]]
+            if left >= 0:
+                leave(left, weight, pair_of, chain_next, chain_previous, count, first, last)
+            if right >= 0:
+                leave(j, weight, pair_of, chain_next, chain_previous, count, first, last)
+                previous[right] = i
+            next_i = chain_next[i]  # read now: in "aaa", j has just left this very chain, and i enters another below
+            tokens[i] = new
+            following[i] = right
+            if left >= 0:
+                used = enter(left, tokens, following, weight, pair_of, chain_next, chain_previous,
+                             key, count, first, last, slots, used)  # fmt: skip
+            if right >= 0:
+                used = enter(i, tokens, following, weight, pair_of, chain_next, chain_previous,
+                             key, count, first, last, slots, used)  # fmt: skip
+            i = np.int64(next_i)
+        count[pair] = 0
+        first[pair] = last[pair] = -1
+        queued = fill_heap(key, count, heap, heap_count, queued, known, used)
+        done += 1
+    return done, used, queued, True

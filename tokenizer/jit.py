@@ -1,0 +1,66 @@
+"""How the tokenizer's loops are compiled: once, and remembered on disk.
+
+`kernel` is `numba.njit` with a cache folder named by a hash of this room's sources, since Numba's own cache does
+not see an edit in a helper that stands in another file. Where no folder is writable, loops compile afresh
+in each process and everything else works.
+
+Importing this file imports Numba (a quarter of a second), so the rest of the room imports it at first use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numba
+from numba.core import config
+
+
+def _cache_folder() -> Path | None:
+    """The first of the candidate folders that can be written, or None."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    roots = [
+        os.environ.get("NUMBA_CACHE_DIR"),
+        os.path.join(user_cache, "groundup"),
+        os.path.join(tempfile.gettempdir(), f"groundup-{user}"),
+    ]
+    for root in filter(None, roots):
+        folder = Path(root) / f"tokenizer-{digest.hexdigest()[:16]}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:
+            continue
+    return None
+
+
+CACHE_FOLDER = _cache_folder()
+
+
+def kernel(function: Callable, forceinline: bool = False) -> Callable:
+    """Compile a loop over arrays at its first call. It runs without the GIL, so threads run side by side.
+
+    A kernel owns no memory: arrays come from the caller. That allows `_nrt=False`, without which Numba counts
+    references, atomically, around every call that passes an array: five times the cost of a scanner's step.
+    """
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(CACHE_FOLDER)  # read at decoration; must not leak into the user's own functions
+    try:
+        return numba.njit(
+            cache=CACHE_FOLDER is not None, nogil=True, error_model="numpy", forceinline=forceinline, _nrt=False
+        )(function)
+    finally:
+        config.CACHE_DIR = before
+
+
+def inline(function: Callable) -> Callable:
+    """A `kernel` that becomes part of its callers: for helpers that run once a character or once a piece."""
+    return kernel(function, forceinline=True)

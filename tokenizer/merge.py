@@ -1,0 +1,379 @@
+"""Encoding pieces by their merges, compiled.
+
+What happens to a piece, cheapest first:
+
+1. It is looked up in a cache of recent pieces. An entry is one cache line: up to 31 bytes of text, their
+   number, up to 8 ids. Text is Zipfian, so nine pieces in ten end here, after about ten nanoseconds.
+2. Short pieces are merged as the definition says, in arrays: find the best pair, join it, look up its two new
+   neighbours. Quadratic in the length, which is at most `SHORT`.
+3. Long pieces are merged through a heap of pairs over a linked list: n log n, whatever the text.
+
+Pairs live in an open-addressing hash table: (left, right) → (priority, new id) in one int64 each.
+
+The arrays a thread writes to (cache, scratch) are in a `Workspace` of its own; the tables are shared and read-only.
+Nothing allocates in here: a loop that needs more room returns and says how much.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .jit import inline, kernel
+
+SHORT = 40
+CACHE_BITS = 15  # 2^15 sets of two lines of 64 bytes: 4 MB, touched as needed
+NO_ID = 0xFFFFFFFF
+NO_PAIR = np.iinfo(np.int64).max
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+# ---- pairs ----
+
+
+@inline
+def pair_slot(pair_keys, key):
+    """Where `key` is, or the free place where it belongs."""
+    mask = pair_keys.size - 1
+    mixed = np.uint64(key) * GOLDEN
+    slot = np.int64((mixed ^ mixed >> np.uint64(32)) & np.uint64(mask))
+    while pair_keys[slot] != key and pair_keys[slot] != -1:
+        slot = (slot + 1) & mask
+    return slot
+
+
+@inline
+def pair_value(pair_keys, pair_values, left, right):
+    """priority << 32 | new id, or NO_PAIR."""
+    slot = pair_slot(pair_keys, left << 32 | right)
+    return pair_values[slot] if pair_keys[slot] != -1 else NO_PAIR
+
+
+@kernel
+def fill_pairs(merges, first_priority, pair_keys, pair_values):
+    """Enter merges (M, 3) into the table. The table must have room."""
+    for i in range(merges.shape[0]):
+        key = merges[i, 0] << 32 | merges[i, 1]
+        slot = pair_slot(pair_keys, key)
+        pair_keys[slot] = key
+        pair_values[slot] = (first_priority + i) << 32 | merges[i, 2]
+
+
+def pair_table(capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """An empty table for `capacity` pairs, at most half full."""
+    size = 1 << max(4, int(2 * capacity).bit_length())
+    return np.full(size, -1, dtype=np.int64), np.empty(size, dtype=np.int64)
+
+
+# ---- one piece ----
+
+
+@inline
+def merge_short(ids, n, values, pair_keys, pair_values):
+    """Merge ids[:n] in place. Returns the new n."""
+    for i in range(n - 1):
+        values[i] = pair_value(pair_keys, pair_values, ids[i], ids[i + 1])
+    while n > 1:
+        best = 0
+        for i in range(1, n - 1):
+            if values[i] < values[best]:
+                best = i
+        if values[best] == NO_PAIR:
+            break
+        ids[best] = values[best] & 0xFFFFFFFF
+        n -= 1
+        for i in range(best + 1, n):
+            ids[i] = ids[i + 1]
+            values[i - 1] = values[i]
+        if best > 0:
+            values[best - 1] = pair_value(pair_keys, pair_values, ids[best - 1], ids[best])
+        if best < n - 1:
+            values[best] = pair_value(pair_keys, pair_values, ids[best], ids[best + 1])
+    return n
+
+
+@inline
+def sift_down(heap, size, i):
+    """Let heap[i] sink to its place among heap[:size], smallest on top."""
+    item = heap[i]
+    while True:
+        child = 2 * i + 1
+        if child >= size:
+            break
+        if child + 1 < size and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= item:
+            break
+        heap[i] = heap[child]
+        i = child
+    heap[i] = item
+
+
+@inline
+def push(heap, size, item):
+    """Add to the heap. Returns the new size."""
+    i = size
+    while i > 0 and heap[(i - 1) >> 1] > item:
+        heap[i] = heap[(i - 1) >> 1]
+        i = (i - 1) >> 1
+    heap[i] = item
+    return size + 1
+
+
+@kernel
+def merge_long(ids, n, values, following, previous, heap, pair_keys, pair_values):
+    """As `merge_short`, for any n. `heap` has room for 2n: each merge takes one entry out and puts two in.
+
+    An entry is priority << 32 | position, so the leftmost of equals comes first. One that no longer matches
+    values[position] is out of date and skipped.
+    """
+    size = 0
+    for i in range(n):
+        following[i] = i + 1
+        previous[i] = i - 1
+        values[i] = pair_value(pair_keys, pair_values, ids[i], ids[i + 1]) if i + 1 < n else NO_PAIR
+        if values[i] != NO_PAIR:
+            heap[size] = values[i] >> 32 << 32 | i
+            size += 1
+    for i in range(size // 2 - 1, -1, -1):
+        sift_down(heap, size, i)
+
+    while size:
+        top = heap[0]
+        size -= 1
+        heap[0] = heap[size]
+        sift_down(heap, size, 0)
+        i = top & 0xFFFFFFFF
+        if values[i] >> 32 != top >> 32 or values[i] == NO_PAIR:
+            continue
+        j = following[i]
+        after, before = following[j], previous[i]
+        ids[i] = values[i] & 0xFFFFFFFF
+        values[j] = NO_PAIR
+        following[i] = after
+        values[i] = NO_PAIR
+        if after < n:
+            previous[after] = i
+            values[i] = pair_value(pair_keys, pair_values, ids[i], ids[after])
+            if values[i] != NO_PAIR:
+                size = push(heap, size, values[i] >> 32 << 32 | i)
+        if before >= 0:
+            values[before] = pair_value(pair_keys, pair_values, ids[before], ids[i])
+            if values[before] != NO_PAIR:
+                size = push(heap, size, values[before] >> 32 << 32 | before)
+
+    count = i = 0
+    while i < n:
+        ids[count] = ids[i]
+        count += 1
+        i = following[i]
+    return count
+
+
+@inline
+def merge_piece(data, start, end, byte_ids, pair_keys, pair_values, work, heap):
+    """Encode data[start:end]; ids end up in work[0]. Returns how many."""
+    ids, values = work[0], work[1]
+    for i in range(start, end):
+        ids[i - start] = byte_ids[data[i]]
+    if end - start <= SHORT:
+        return merge_short(ids, end - start, values, pair_keys, pair_values)
+    return merge_long(ids, end - start, values, work[2], work[3], heap, pair_keys, pair_values)
+
+
+# ---- keys: up to 31 bytes and their number in four words ----
+
+
+@inline
+def load_word(data, i, count):
+    """Up to 8 bytes from byte i as one little-endian word, zeros above."""
+    if count <= 0:
+        return np.uint64(0)
+    word = np.uint64(0)
+    j = np.uint64(i)
+    if i + 8 <= data.size:  # written so that LLVM makes one load of it
+        word = (
+            np.uint64(data[j])
+            | np.uint64(data[j + np.uint64(1)]) << np.uint64(8)
+            | np.uint64(data[j + np.uint64(2)]) << np.uint64(16)
+            | np.uint64(data[j + np.uint64(3)]) << np.uint64(24)
+            | np.uint64(data[j + np.uint64(4)]) << np.uint64(32)
+            | np.uint64(data[j + np.uint64(5)]) << np.uint64(40)
+            | np.uint64(data[j + np.uint64(6)]) << np.uint64(48)
+            | np.uint64(data[j + np.uint64(7)]) << np.uint64(56)
+        )
+        if count < 8:
+            word &= (np.uint64(1) << np.uint64(8 * count)) - np.uint64(1)
+        return word
+    for k in range(min(count, 8)):
+        word |= np.uint64(data[i + k]) << np.uint64(8 * k)
+    return word
+
+
+@inline
+def key_hash(a, b, c, d):
+    """64 bits, the upper ones best mixed."""
+    mixed = (a ^ d) * GOLDEN
+    mixed = (mixed ^ mixed >> np.uint64(29) ^ b) * np.uint64(0xBF58476D1CE4E5B9)
+    return (mixed ^ mixed >> np.uint64(31) ^ c) * np.uint64(0x94D049BB133111EB)
+
+
+@inline
+def piece_key(data, start, end):
+    """Four words that name a piece of 1 to 31 bytes, and their hash."""
+    n = end - start
+    a = load_word(data, start, n)
+    b = c = np.uint64(0)
+    d = np.uint64(n) << np.uint64(56)
+    if n > 8:
+        b = load_word(data, start + 8, n - 8)
+        if n > 16:
+            c = load_word(data, start + 16, n - 16)
+            d |= load_word(data, start + 24, n - 24)
+    return a, b, c, d, key_hash(a, b, c, d)
+
+
+# ---- many pieces ----
+
+
+@kernel
+def encode_pieces(
+    data, start, ends, first, byte_ids, pair_keys, pair_values, whole_slots, blob, offsets, cache, work, heap, out, n_out
+):
+    """Encode the pieces that end at ends[first:], the first of which begins at byte `start`, to out[n_out:].
+
+    Returns (pieces done, n_out, room): room is 0 when all are done, else the length of the piece for which
+    `work` (4, L) and `heap` (2L,) are too short.
+    """
+    mask = np.uint64((1 << CACHE_BITS) - 1)
+    for piece in range(first, ends.size):
+        end = ends[piece]
+        n = end - start
+        line = -1
+        a = b = c = d = np.uint64(0)
+        if n < 32:
+            a, b, c, d, mixed = piece_key(data, start, end)
+            line = np.int64(mixed >> np.uint64(40) & mask) * 2
+            found = -1
+            for way in range(line, line + 2):
+                if cache[way, 0] == a and cache[way, 3] == d and cache[way, 1] == b and cache[way, 2] == c:
+                    found = way
+                    break
+            if found >= 0:
+                for word in range(4, 8):
+                    low, high = cache[found, word] & np.uint64(NO_ID), cache[found, word] >> np.uint64(32)
+                    if low == NO_ID:
+                        break
+                    out[n_out] = low
+                    n_out += 1
+                    if high == NO_ID:
+                        break
+                    out[n_out] = high
+                    n_out += 1
+                start = end
+                continue
+        if n > work.shape[1]:
+            return piece, n_out, n
+        count = 0
+        if whole_slots.size:
+            token = whole_piece(data, start, end, whole_slots, blob, offsets)
+            if token >= 0:
+                work[0, 0] = token
+                count = 1
+        if count == 0:
+            count = merge_piece(data, start, end, byte_ids, pair_keys, pair_values, work, heap)
+        for i in range(count):
+            out[n_out + i] = work[0, i]
+        n_out += count
+        if line >= 0 and count <= 8:
+            for word in range(8):  # the newest in front, the older of the two falls out
+                cache[line + 1, word] = cache[line, word]
+            cache[line, 0], cache[line, 1], cache[line, 2], cache[line, 3] = a, b, c, d
+            for i in range(0, 8, 2):
+                low = work[0, i] if i < count else NO_ID
+                high = work[0, i + 1] if i + 1 < count else NO_ID
+                cache[line, 4 + i // 2] = np.uint64(high) << np.uint64(32) | np.uint64(low)
+        start = end
+    return ends.size, n_out, 0
+
+
+class Workspace:
+    """What one thread writes to while it encodes: the cache of pieces, and scratch for the piece at hand."""
+
+    def __init__(self, length: int = 256) -> None:
+        self.cache = np.zeros((2 << CACHE_BITS, 8), dtype=np.uint64)  # length 0 matches no piece
+        self.make_room(length)
+
+    def make_room(self, length: int) -> None:
+        """Scratch for pieces up to `length` bytes."""
+        self.work = np.empty((4, length), dtype=np.int64)
+        self.heap = np.empty(2 * length, dtype=np.int64)
+
+
+# ---- whole pieces (tiktoken and ignore_merges: a piece that is a token needs no merges) ----
+
+
+@inline
+def bytes_hash(data, start, end):
+    """FNV-1a."""
+    value = np.uint64(0xCBF29CE484222325)
+    for i in range(start, end):
+        value = (value ^ np.uint64(data[i])) * np.uint64(0x100000001B3)
+    return value ^ value >> np.uint64(32)
+
+
+@inline
+def whole_piece(data, start, end, whole_slots, blob, offsets):
+    """The token whose bytes are data[start:end], or -1."""
+    mask = np.uint64(whole_slots.size - 1)
+    slot = bytes_hash(data, start, end) & mask
+    while whole_slots[slot] >= 0:
+        token = whole_slots[slot]
+        if offsets[token + 1] - offsets[token] == end - start:
+            same = True
+            for i in range(end - start):
+                if blob[offsets[token] + i] != data[start + i]:
+                    same = False
+                    break
+            if same:
+                return token
+        slot = (slot + np.uint64(1)) & mask
+    return np.int64(-1)
+
+
+@kernel
+def fill_whole(tokens, whole_slots, blob, offsets):
+    """Enter tokens, given by id, into the table of whole pieces."""
+    mask = np.uint64(whole_slots.size - 1)
+    for token in tokens:
+        slot = bytes_hash(blob, offsets[token], offsets[token + 1]) & mask
+        while whole_slots[slot] >= 0:
+            slot = (slot + np.uint64(1)) & mask
+        whole_slots[slot] = token
+
+
+# ---- decoding, and the merges behind ranks ----
+
+
+@kernel
+def copy_tokens(ids, blob, offsets, out):
+    """Write the bytes of every token one after another."""
+    position = 0
+    for token in ids:
+        for i in range(offsets[token], offsets[token + 1]):
+            out[position] = blob[i]
+            position += 1
+
+
+@kernel
+def find_merges(order, blob, offsets, byte_ids, pair_keys, pair_values, work, heap, merges):
+    """For tokens in order of rank, the two tokens of lower rank that each is made of, to merges (M, 3).
+
+    Returns the place in `order` of the first token that is not made of two, or M.
+    """
+    for i in range(order.size):
+        token = order[i]
+        if merge_piece(blob, offsets[token], offsets[token + 1], byte_ids, pair_keys, pair_values, work, heap) != 2:
+            return i
+        merges[i, 0], merges[i, 1], merges[i, 2] = work[0, 0], work[0, 1], token
+        fill_pairs(merges[i:i + 1], i, pair_keys, pair_values)
+    return order.size
