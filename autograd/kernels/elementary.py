@@ -38,7 +38,7 @@ __all__ = ["erf", "exp", "expm1", "logistic", "normal_cdf", "normal_pdf", "row_m
 
 
 class Constants(NamedTuple):
-    """What the functions need to know about one floating-point type. Numbers have that type."""
+    """What the functions need to know about one floating-point type. The numbers have that type."""
 
     zero: Any
     half: Any
@@ -100,55 +100,104 @@ FLOAT64 = _constants(
             -0.0183613637268697893, 0.00208325582806775613],
 )
 
-scalar = kernel(fastmath={"contract"}, forceinline=True)
+CONTRACT = ("contract",)  # let a multiplication and an addition become one instruction; allow nothing else
+scalar = kernel(fastmath=set(CONTRACT), forceinline=True)
+
+
+def constants_of(kind: ir.Type) -> Constants:
+    """The constants for a number, or a vector of numbers, of this LLVM type."""
+    return FLOAT32 if getattr(kind, "element", kind) == ir.FloatType() else FLOAT64
+
+
+def integers_like(kind: ir.Type) -> ir.Type:
+    """The LLVM type of the bits of such numbers."""
+    bits = ir.IntType(32 if constants_of(kind) is FLOAT32 else 64)
+    return ir.VectorType(bits, kind.count) if isinstance(kind, ir.VectorType) else bits
+
+
+def constant(kind: ir.Type, value: Any) -> ir.Value:
+    """The number `value`, in every lane if `kind` is a vector."""
+    if isinstance(kind, ir.VectorType):
+        return ir.Constant(kind, [constant(kind.element, value)] * kind.count)
+    return ir.Constant(kind, int(value) if isinstance(kind, ir.IntType) else float(value))
+
+
+def emit_polynomial(builder: ir.IRBuilder, x: ir.Value, coefficients: tuple) -> ir.Value:
+    """Write the instructions for c₀ + c₁x + c₂x² + …, by Horner's rule."""
+    result = constant(x.type, coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        result = builder.fadd(builder.fmul(result, x, flags=CONTRACT), constant(x.type, c), flags=CONTRACT)
+    return result
+
+
+def emit_reduction(builder: ir.IRBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Write the instructions for (n, exp(r) − 1) with x = n·ln 2 + r.
+
+    n is an integer, shifted to where floats keep their exponent: added to the bits of y it gives 2ⁿ·y.
+    """
+    k, kind = constants_of(x.type), x.type
+    add = lambda a, b: builder.fadd(a, b, flags=CONTRACT)
+    multiply = lambda a, b: builder.fmul(a, b, flags=CONTRACT)
+    shifted = add(multiply(x, constant(kind, k.log2_e)), constant(kind, k.round_magic))
+    n = add(shifted, constant(kind, -k.round_magic))
+    r = add(x, multiply(n, constant(kind, -k.ln2_high)))
+    r = add(r, multiply(n, constant(kind, -k.ln2_low)))
+    bits = builder.bitcast(shifted, integers_like(kind))
+    return (builder.shl(bits, constant(bits.type, k.mantissa_bits)),
+            add(r, multiply(multiply(r, r), emit_polynomial(builder, r, k.exp_q))))
+
+
+def emit_exp(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """Write the instructions for exp(x), where x is a number or a vector of them."""
+    k, kind = constants_of(x.type), x.type
+    n, e = emit_reduction(builder, x)
+    one_plus_e = builder.bitcast(builder.fadd(e, constant(kind, 1)), n.type)
+    y = builder.bitcast(builder.add(one_plus_e, n), kind)
+    y = builder.select(builder.fcmp_ordered("<", x, constant(kind, k.exp_lowest)), constant(kind, 0), y)
+    y = builder.select(builder.fcmp_ordered(">", x, constant(kind, k.exp_highest)), constant(kind, np.inf), y)
+    return builder.select(builder.fcmp_unordered("uno", x, x), x, y)
 
 
 @intrinsic
-def polynomial(typing, x, coefficients):
-    """c₀ + c₁x + c₂x² + …, by Horner's rule, unrolled at compile time."""
-    def emit(context, builder, signature, arguments):
-        x, packed = arguments
-        result = builder.extract_value(packed, coefficients.count - 1)
-        for i in reversed(range(coefficients.count - 1)):
-            product = builder.fmul(result, x, flags=("contract",))
-            result = builder.fadd(product, builder.extract_value(packed, i), flags=("contract",))
-        return result
+def _exp(typing, x):
+    return x(x), lambda context, builder, signature, arguments: emit_exp(builder, *arguments)
 
-    return x(x, coefficients), emit
+
+@intrinsic
+def _scale_and_expm1(typing, x):
+    """(2ⁿ, exp(r) − 1) with x = n·ln 2 + r."""
+    def emit(context, builder, signature, arguments):
+        n, e = emit_reduction(builder, *arguments)
+        one = builder.bitcast(constant(e.type, 1), n.type)
+        scale = builder.bitcast(builder.add(one, n), e.type)
+        return context.make_tuple(builder, signature.return_type, (scale, e))
+
+    return types.UniTuple(x, 2)(x), emit
+
+
+@intrinsic
+def polynomial(typing, x, name):
+    """The polynomial in x whose coefficients the constants hold under that (literal) name."""
+    def emit(context, builder, signature, arguments):
+        return emit_polynomial(builder, arguments[0], getattr(constants_of(arguments[0].type), name.literal_value))
+
+    return (x(x, name), emit) if isinstance(name, types.StringLiteral) else None
 
 
 @intrinsic
 def as_integer(typing, x):
     """The bits of a floating-point number, as a signed integer."""
-    integer = types.int32 if x == types.float32 else types.int64
-
-    def emit(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.IntType(integer.bitwidth))
-
-    return integer(x), emit
+    result = types.int32 if x == types.float32 else types.int64
+    return result(x), lambda context, builder, signature, arguments: builder.bitcast(
+        arguments[0], integers_like(arguments[0].type))
 
 
 @intrinsic
 def as_float(typing, bits):
     """The floating-point number that these bits stand for."""
-    number = types.float32 if bits == types.int32 else types.float64
-
-    def emit(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], context.get_value_type(number))
-
-    return number(bits), emit
-
-
-@intrinsic
-def shift_left(typing, bits, places):
-    """Left shift that stays in the type (Numba's << would widen 32 bits to 64, and halve the vectors)."""
-    return bits(bits, places), lambda context, builder, signature, arguments: builder.shl(*arguments)
-
-
-@intrinsic
-def add_bits(typing, a, b):
-    """Integer sum that stays in the type."""
-    return a(a, b), lambda context, builder, signature, arguments: builder.add(*arguments)
+    result = types.float32 if bits == types.int32 else types.float64
+    return result(bits), lambda context, builder, signature, arguments: builder.bitcast(
+        arguments[0], context.get_value_type(result))
 
 
 @intrinsic
@@ -158,9 +207,8 @@ def reorder(typing, bits):
     Its own inverse.
     """
     def emit(context, builder, signature, arguments):
-        width = bits.bitwidth
-        sign = builder.ashr(arguments[0], ir.Constant(ir.IntType(width), width - 1))
-        return builder.xor(arguments[0], builder.lshr(sign, ir.Constant(ir.IntType(width), 1)))
+        sign = builder.ashr(arguments[0], constant(arguments[0].type, bits.bitwidth - 1))
+        return builder.xor(arguments[0], builder.lshr(sign, constant(arguments[0].type, 1)))
 
     return bits(bits), emit
 
@@ -179,28 +227,8 @@ def row_maximum(x):
 
 
 @scalar
-def _reduce(x, k):
-    """(n in the low bits of an integer, r, exp(r) − 1) with x = n·ln 2 + r."""
-    shifted = x * k.log2_e + k.round_magic
-    n = shifted - k.round_magic
-    r = x - n * k.ln2_high
-    r = r - n * k.ln2_low
-    return as_integer(shifted), n, r + r * r * polynomial(r, k.exp_q)
-
-
-@scalar
-def _exp(x, k):
-    n_bits, _, e = _reduce(x, k)
-    y = as_float(add_bits(as_integer(k.one + e), shift_left(n_bits, k.mantissa_bits)))  # 2ⁿ·(1 + e)
-    y = k.zero if x < k.exp_lowest else y
-    y = k.infinity if x > k.exp_highest else y
-    return y if x == x else x
-
-
-@scalar
 def _expm1(x, k):
-    n_bits, _, e = _reduce(x, k)
-    scale = as_float(add_bits(as_integer(k.one), shift_left(n_bits, k.mantissa_bits)))
+    scale, e = _scale_and_expm1(x)
     y = scale * e + (scale - k.one)
     y = -k.one if x < k.exp_lowest else y
     y = k.infinity if x > k.exp_highest else y
@@ -217,7 +245,7 @@ def _tanh(x, k):
 
 @scalar
 def _logistic(x, k):
-    e = _exp(-abs(x), k)  # at most 1: nothing overflows, and 1 − σ loses no digits
+    e = _exp(-abs(x))  # at most 1: nothing overflows, and 1 − σ loses no digits
     r = k.one / (k.one + e)
     er = e * r
     return er if x < k.zero else r, er * r
@@ -231,13 +259,13 @@ def _sigmoid(x, k):
 @scalar
 def _erfc_positive(t, k):
     u = k.one / (k.one + k.third * t)
-    return _exp(-t * t, k) * (u * polynomial(u, k.erfc_s))
+    return _exp(-t * t) * (u * polynomial(u, "erfc_s"))
 
 
 @scalar
 def _erf(x, k):
     t = abs(x)
-    small = x * polynomial(x * x, k.erf_p)
+    small = x * polynomial(x * x, "erf_p")
     large = k.one - _erfc_positive(t, k)
     large = -large if x < k.zero else large
     return small if t < k.one else large
@@ -252,7 +280,7 @@ def _normal_cdf(x, k):
 @scalar
 def _normal_pdf(x, k):
     z = x * k.sqrt_half
-    return k.inverse_sqrt_2pi * _exp(-z * z, k)
+    return k.inverse_sqrt_2pi * _exp(-z * z)
 
 
 def exp(x: Any) -> Any:
@@ -287,18 +315,20 @@ def normal_pdf(x: Any) -> Any:
     """φ(x) = exp(−x²/2) / √(2π), its density."""
 
 
-def _typed(public: Any, implementation: Any) -> None:
+def _typed(public: Any, implementation: Any, with_constants: bool = True) -> None:
     """Inside kernels, `public(x)` means `implementation(x, the constants of x's type)`."""
     def choose(x):
-        if x == types.float32:
-            return lambda x: implementation(x, FLOAT32)
-        if x == types.float64:
-            return lambda x: implementation(x, FLOAT64)
-        return None
+        if x not in (types.float32, types.float64):
+            return None
+        if not with_constants:
+            return lambda x: implementation(x)
+        k = FLOAT32 if x == types.float32 else FLOAT64
+        return lambda x: implementation(x, k)
 
-    overload(public, inline="never")(choose)
+    overload(public)(choose)
 
 
-for _public, _implementation in ((exp, _exp), (expm1, _expm1), (tanh, _tanh), (sigmoid, _sigmoid),
-                                 (logistic, _logistic), (erf, _erf), (normal_cdf, _normal_cdf), (normal_pdf, _normal_pdf)):
+_typed(exp, _exp, with_constants=False)
+for _public, _implementation in ((expm1, _expm1), (tanh, _tanh), (sigmoid, _sigmoid), (logistic, _logistic), (erf, _erf),
+                                 (normal_cdf, _normal_cdf), (normal_pdf, _normal_pdf)):
     _typed(_public, _implementation)
