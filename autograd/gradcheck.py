@@ -83,9 +83,9 @@ def numeric_jacobian(
                     error[k][better] = spread[better]
         values.append(best)
         bars.append([e + n for e, n in zip(error, noise, strict=True)])
-    outputs = len(values[0]) if values else len(at(x))
-    return ([np.array([v[k] for v in values]).reshape(x.size, -1) for k in range(outputs)],
-            [np.array([b[k] for b in bars]).reshape(x.size, -1) for k in range(outputs)])
+    sizes = [y.size for y in at(x)]
+    return ([np.array([v[k] for v in values]).reshape(x.size, size) for k, size in enumerate(sizes)],
+            [np.array([b[k] for b in bars]).reshape(x.size, size) for k, size in enumerate(sizes)])
 
 
 def _analytic_jacobian(function: Callable, inputs: Sequence[Any], which: int) -> list[np.ndarray]:
@@ -104,7 +104,7 @@ def _analytic_jacobian(function: Callable, inputs: Sequence[Any], which: int) ->
                     raise GradcheckError(f"input {which}: expected a gradient of shape {x.shape} and dtype {x.dtype}, got "
                                          f"{g.shape} and {g.dtype}")
                 columns.append(np.zeros(x.array.size) if g is None else g.array.reshape(-1))
-            jacobians.append(np.array(columns).reshape(-1, x.array.size).T)
+            jacobians.append(np.array(columns).reshape(y.array.size, x.array.size).T)
         return jacobians
 
 

@@ -295,7 +295,7 @@ class Op:
         for rule in self.rules:
             if rule.joint:
                 gradients = rule.function(**dict(rule.arguments(node, dout, saved, needs)))
-                yield from ((i, g) for i, g in enumerate(gradients) if needs[i])
+                yield from ((i, g) for i, (g, need) in enumerate(zip(gradients, needs, strict=False)) if need)
             elif needs[rule.indices[0]]:
                 yield rule.indices[0], rule.function(**dict(rule.arguments(node, dout, saved, needs)))
 

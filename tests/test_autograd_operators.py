@@ -30,7 +30,7 @@ def as_tensors(op, sample, dtype=np.float64):
     """The sample's inputs as tensors, those that have a derivative requiring it."""
 
     def convert(index, x):
-        if not isinstance(x, np.ndarray):
+        if not isinstance(x, np.ndarray | np.generic):
             return x
         wanted = x.dtype.kind == "f" and (op.variadic or index in op.differentiable)
         return Tensor(x, requires_grad=wanted, dtype=dtype if x.dtype.kind == "f" else None)

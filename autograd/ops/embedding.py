@@ -50,8 +50,11 @@ class rotary_embedding:
     """out = x with the pair (xᵢ, xᵢ₊D/2) of each head turned by the angle t·θᵢ of its position t, for x (B, T, H, D) and
     tables cos, sin (T, D/2):
 
-    out₁ = x₁ cos − x₂ sin      dx₁ =  dout₁ cos + dout₂ sin
-    out₂ = x₁ sin + x₂ cos      dx₂ = −dout₁ sin + dout₂ cos
+    out₁ = x₁ cos − x₂ sin
+    out₂ = x₁ sin + x₂ cos
+
+    dx₁ =  dout₁ cos + dout₂ sin
+    dx₂ = −dout₁ sin + dout₂ cos
 
     A rotation is undone by the rotation back, so the derivative is the same kernel with −sin. With `heads`, only the
     first that many heads are turned: queries and keys of a fused projection, not its values.

@@ -18,7 +18,9 @@ __all__ = ["layer_norm", "log_softmax", "rms_norm", "softmax"]
 def _along(kernel, dim, *arrays):
     """Run a kernel that works along the last axis along `dim`."""
     axis = normalize_axis(dim, arrays[0].ndim)
-    if axis >= arrays[0].ndim - 1:
+    if arrays[0].ndim == 0:  # a row of one
+        return kernel(*(x.reshape(1) for x in arrays)).reshape(())
+    if axis == arrays[0].ndim - 1:
         return kernel(*arrays)
     return np.moveaxis(kernel(*(np.moveaxis(x, axis, -1) for x in arrays)), -1, axis)
 

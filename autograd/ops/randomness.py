@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..kernels import random as kernels
 from ..op import Sample, fused
 from .selection import where
@@ -20,10 +22,10 @@ class dropout:
     def forward(x, *, p, seed):
         if not 0 <= p <= 1:
             raise ValueError(f"dropout: expected a probability p from 0 to 1, got {p}")
-        return kernels.dropout(x, p, seed)
+        return kernels.dropout(x, p, seed) if p < 1 else np.zeros_like(x)
 
     def vjp(dout, p, seed):
-        yield kernels.dropout(dout, p, seed)
+        yield dropout.forward(dout, p=p, seed=seed)
 
     def plain(x, *, p, seed):
         kept = kernels.uniform(x.shape, seed) >= p
