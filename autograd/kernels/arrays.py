@@ -11,10 +11,11 @@ one thread does at a time; its size depends on shapes only, and so does every ro
 from __future__ import annotations
 
 import math
+from collections import deque
 
 import numpy as np
 
-__all__ = ["GRAIN", "flat", "operand", "rows", "rows_per_chunk", "span"]
+__all__ = ["GRAIN", "flat", "give_back", "operand", "rows", "rows_per_chunk", "span", "workspace"]
 
 GRAIN = 8192  # elements: a few microseconds of work, against two for entering a parallel region
 
@@ -60,3 +61,28 @@ def span(x: np.ndarray) -> np.ndarray:
         raise ValueError(f"expected an aligned array with strides ≥ 0, got strides {x.strides} in bytes")
     last = sum((size - 1) * stride for size, stride in zip(x.shape, x.strides, strict=True))
     return np.asarray(_Alias(x, (last // x.itemsize + 1,)))
+
+
+_workspaces: deque[np.ndarray] = deque(maxlen=8)
+
+
+def workspace(dtype: np.dtype, workers: int, elements: int) -> np.ndarray:
+    """Memory (workers, at least `elements`) for a kernel's intermediate results, kept from one call to the next.
+
+    Fresh memory costs a page fault for every 4 KiB. Whoever takes a workspace gives it back after use; calls from
+    several threads each get their own.
+    """
+    try:
+        memory = _workspaces.pop()
+    except IndexError:
+        memory = np.empty(0, np.uint8)
+    elements = -(-elements // 1024) * 1024
+    needed = workers * elements * dtype.itemsize
+    if memory.size < needed:
+        memory = np.empty(needed, np.uint8)
+    return memory[:needed].view(dtype).reshape(workers, elements)
+
+
+def give_back(memory: np.ndarray) -> None:
+    """Return a workspace."""
+    _workspaces.append(memory.base)
