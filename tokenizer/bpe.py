@@ -14,6 +14,7 @@ Left out here: how merges are learned (train.py) and how files look (formats.py)
 
 from __future__ import annotations
 
+import builtins
 import codecs
 import hashlib
 import os
@@ -65,7 +66,8 @@ class Tokenizer:
         self.vocab_size = max([*self._tokens, *self._special_tokens.values()]) + 1
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
         everything = {token: name.encode() for name, token in self._special_tokens.items()} | self._tokens
-        self._blob = np.frombuffer(b"".join(everything[token] for token in sorted(everything)), dtype=np.uint8)
+        in_order = [everything[token] for token in sorted(everything)]
+        self._blob = np.frombuffer(b"".join([*in_order, bytes(16)]), dtype=np.uint8)  # room for `merge.copy_tokens`
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
         lengths[list(everything)] = [len(data) for data in everything.values()]
         self._offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -118,7 +120,7 @@ class Tokenizer:
 
     @classmethod
     def bytes(cls, special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS) -> Tokenizer:
-        """The plain byte tokenizer: a byte's id is its value, special tokens follow from 256 on, nothing is merged."""
+        """The plain byte tokenizer: a byte's id is its value, special tokens follow from 256 on, no merges."""
         special_tokens = _checked_special(special_tokens)
         tokens = {byte: bytes([byte]) for byte in range(256)}
         return cls(tokens, np.empty((0, 3)), {name: 256 + i for i, name in enumerate(special_tokens)}, None)
@@ -150,10 +152,9 @@ class Tokenizer:
         """Id of `<|unk|>`, None where the vocabulary has none. Encoding never makes it of itself."""
         return self._special_tokens.get("<|unk|>")
 
-    def token_bytes(self, token: int) -> bytes:
+    def token_bytes(self, token: int) -> builtins.bytes:
         """The bytes a token stands for; a special token stands for its own text."""
-        [token] = self._checked(token)
-        return self._blob[self._offsets[token]:self._offsets[token + 1]].tobytes()
+        return self.decode_bytes(token)
 
     def hash(self) -> str:
         """64 hex digits that name this tokenizer's behaviour: equal where every text gets equal ids.
@@ -202,6 +203,9 @@ class Tokenizer:
         """
         data = to_bytes(text)
         names = set(self._special_tokens)
+        for argument in (allowed_special, disallowed_special):
+            if isinstance(argument, str) and argument != "all":
+                raise ValueError(f'expected "all" or a set of special tokens, got {argument!r}: pass {{{argument!r}}}')
         allowed = names if allowed_special == "all" else names & set(allowed_special)
         disallowed = names - allowed if disallowed_special == "all" else set(disallowed_special) - allowed
         if disallowed and (found := special_expression(disallowed).search(data)):
@@ -233,13 +237,14 @@ class Tokenizer:
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(lambda text: self.encode(text, **special), texts))
 
-    def _encode_ordinary(self, data: bytes) -> np.ndarray:
+    def _encode_ordinary(self, data: builtins.bytes) -> np.ndarray:
         if not len(self.merges) and not self.whole_pieces:
             return self._byte_ids[np.frombuffer(data, dtype=np.uint8)]
-        return self._encode_pieces(data, pretokenize.piece_ends(data, self.pattern), self._whole_slots, self._workspace())
+        cuts = pretokenize.piece_ends(data, self.pattern)
+        return self._encode_pieces(data, cuts, self._whole_slots, self._workspace())
 
     def _encode_pieces(
-        self, data: bytes, cuts: Iterable[tuple[int, np.ndarray]], whole_slots: np.ndarray, workspace: Workspace
+        self, data: builtins.bytes, cuts: Iterable[tuple[int, np.ndarray]], whole_slots: np.ndarray, workspace: Workspace
     ) -> np.ndarray:
         """Ids of `data`, cut as `pretokenize.piece_ends` describes."""
         from . import merge
@@ -302,17 +307,26 @@ class Tokenizer:
 
     # ---- decoding ----
 
-    def decode_bytes(self, ids: Ids) -> bytes:
+    def decode_bytes(self, ids: Ids) -> builtins.bytes:
         """The bytes that `ids` stand for: the exact inverse of `encode` on any bytes.
 
         Raises ValueError for an id that names no token, with the id and its position.
         """
         from . import merge
 
-        ids = self._checked(ids)
-        out = np.empty(int(np.sum(self._offsets[ids + 1] - self._offsets[ids])), dtype=np.uint8)
-        merge.copy_tokens(ids, self._blob, self._offsets, out)
-        return out.tobytes()
+        array = np.atleast_1d(np.asarray(ids))
+        if array.size == 0:
+            return b""
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise ValueError(f"expected ids as one row of integers, got shape {array.shape} of {array.dtype}")
+        array = np.ascontiguousarray(array, dtype=None if array.dtype == self.dtype else np.int64)
+        size, wrong = merge.measure(array, self._offsets)
+        if wrong >= 0:
+            raise ValueError(f"id {array[wrong]} at position {wrong} names no token: ids go from 0 to "
+                             f"{self.vocab_size - 1}" + (", with gaps" if np.any(np.diff(self._offsets) == 0) else ""))
+        out = np.empty(size + merge.PADDING, dtype=np.uint8)
+        merge.copy_tokens(array, self._blob, self._offsets, out)
+        return out[:size].tobytes()
 
     def decode(self, ids: Ids, errors: str = "replace") -> str:
         """The text that `ids` stand for. `errors` is what `bytes.decode` takes: what to do with bytes that are
@@ -322,23 +336,6 @@ class Tokenizer:
     def decoder(self, errors: str = "replace") -> StreamDecoder:
         """A decoder for ids that arrive bit by bit; it holds back a character until it is whole."""
         return StreamDecoder(self, errors)
-
-    def _checked(self, ids: Ids) -> np.ndarray:
-        """`ids` as (T,) int64, all of them tokens."""
-        array = np.atleast_1d(np.asarray(ids))
-        if array.size == 0:
-            return np.empty(0, dtype=np.int64)
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise ValueError(f"expected ids as one row of integers, got shape {array.shape} of {array.dtype}")
-        wrong = (array < 0) | (array >= self.vocab_size)
-        if not wrong.any():
-            array = array.astype(np.int64)
-            wrong = self._offsets[array + 1] == self._offsets[array]
-        if wrong.any():
-            position = int(np.argmax(wrong))
-            raise ValueError(f"id {array[position]} at position {position} names no token: ids go from 0 to "
-                             f"{self.vocab_size - 1}" + (", with gaps" if np.any(np.diff(self._offsets) == 0) else ""))
-        return array
 
     # ---- files ----
 
@@ -374,7 +371,7 @@ class Tokenizer:
     def from_tiktoken(
         cls, source: Any, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None
     ) -> Tokenizer:
-        """From a tiktoken rank file with `pattern` and `special_tokens` (text to id), or from a `tiktoken.Encoding`."""
+        """From a tiktoken rank file with its `pattern` and `special_tokens` (text to id), or a `tiktoken.Encoding`."""
         return cls(**formats.read_tiktoken(source, pattern, special_tokens))
 
     def to_tiktoken(self, path: str | os.PathLike | None = None) -> dict[str, Any]:

@@ -10,13 +10,13 @@ A file is not trusted. Whatever contradicts itself raises `FormatError`, which n
 or merge at fault; what we would encode differently from the tool the file was written for is refused, not
 approximated.
 
-**Merges or ranks.** Hugging Face keeps a list of pairs and joins the pair that stands first in it. tiktoken keeps only
-ranks of tokens and joins the two neighbours whose concatenation has the lowest rank, whether or not training ever
-joined just these two. Both give the same ids when (1) every token has one merge, (2) ids rise in
-order of merges and (3) every token's own bytes encode to that token. Proof: say two neighbours a, b whose
-concatenation is a token t stand side by side though t's merge is another one. No merge so far crossed the edges of
-a + b, so the same merges happen when t's bytes are encoded alone; there a and b would stay apart for good, but (3) says they end as t.
-Vocabularies learned by BPE have these properties; `write_tiktoken` checks them.
+**Merges or ranks.** Hugging Face keeps a list of pairs and joins the pair that stands first in it. tiktoken keeps
+only ranks of tokens and joins the two neighbours whose concatenation has the lowest rank, whether or not training
+ever joined just these two. Both give the same ids when (1) every token has one merge, (2) ids rise in order of
+merges and (3) every token's own bytes encode to that token. Proof: say two neighbours a, b whose concatenation is a
+token t stand side by side, though t's merge is of another pair. No merge so far crossed the edges of a + b, so the
+same merges happen when t's bytes are encoded alone. There a and b would stay apart for good, but (3) says that they
+end as t. Vocabularies learned by BPE have these properties; `write_tiktoken` checks them.
 
 Left out here: formats that are not byte-level BPE (SentencePiece, WordPiece), and the parts of tokenizer.json that
 change the text before it is split or add tokens after (normalizers, templates).
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .bpe import Tokenizer
 
 # GPT-2's visible bytes: the first 188 of the alphabet stand for themselves, the others follow from U+0100 on.
-CHAR_OF_BYTE = {byte: chr(byte if place < 188 else 256 + place - 188) for place, byte in enumerate(naive.BYTES_IN_ORDER)}
+CHAR_OF_BYTE = {byte: chr(byte if place < 188 else place + 68) for place, byte in enumerate(naive.BYTES_IN_ORDER)}
 BYTE_OF_CHAR = {char: byte for byte, char in CHAR_OF_BYTE.items()}
 
 
@@ -78,8 +78,11 @@ def check(tokens: Mapping[int, bytes], merges: np.ndarray, special_tokens: Mappi
 
     last = max(tokens)
     if len(tokens) + sum(token < last for token in names) <= last or min([*tokens, *names]) < 0:
-        gap = next(i for i in range(-1, last) if (i in tokens or i in names) == (i < 0))
-        raise FormatError(f"id {gap} is negative" if gap < 0 else f"id {gap} is missing: ids below {last} must be complete")
+        lowest = min([*tokens, *names])
+        if lowest < 0:
+            raise FormatError(f"id {lowest} is negative")
+        gap = next(i for i in range(last) if i not in tokens and i not in names)
+        raise FormatError(f"id {gap} is missing: ids below {last} must be complete")
     if names and max(names) > last + (1 << 20):
         raise FormatError(f"special token {names[max(names)]!r} has id {max(names)}, far beyond the last token, {last}")
 
@@ -109,7 +112,7 @@ def read_huggingface(source: str | os.PathLike | Mapping[str, Any]) -> dict[str,
         if model.get(key):
             raise FormatError(f"{where}: model.{key} is {model[key]!r}, which byte-level BPE does not have")
     if content.get("normalizer"):
-        raise FormatError(f"{where}: normalizer {content['normalizer'].get('type')!r} would change the text; not supported")
+        raise FormatError(f"{where}: normalizer {content['normalizer']!r:.60} would change the text; not supported")
 
     special_tokens: dict[str, int] = {}
     for i, token in enumerate(content.get("added_tokens") or []):
@@ -124,15 +127,13 @@ def read_huggingface(source: str | os.PathLike | Mapping[str, Any]) -> dict[str,
             raise FormatError(f"{place}: {name!r} is there twice")
         special_tokens[name] = number
 
-    merges = model.get("merges")
-    if not isinstance(merges, list):
-        raise FormatError(f"{where}: model.merges is not a list")
     pairs = []
-    for i, merge in enumerate(merges):
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
-            raise FormatError(f"{where}: model.merges[{i}] is {merge!r}, expected a pair of tokens")
-        pairs.append((f"{where}: model.merges[{i}]", *pair))
+    for i, merge in enumerate(_get(model, "merges", list, f"{where}: model")):
+        match merge.split(" ") if isinstance(merge, str) else merge:
+            case [str(left), str(right)]:
+                pairs.append((f"{where}: model.merges[{i}]", left, right))
+            case _:
+                raise FormatError(f"{where}: model.merges[{i}] is {merge!r}, expected a pair of tokens")
     tokens, ids = _read_vocab(_get(model, "vocab", dict, where), special_tokens, f"{where}: model.vocab")
     return {
         "tokens": tokens,
@@ -229,14 +230,14 @@ def read_gpt2(vocab_bpe: str | os.PathLike, encoder_json: str | os.PathLike) -> 
     """The arguments of `Tokenizer` from vocab.bpe (merges.txt) and encoder.json (vocab.json)."""
     where = os.fspath(vocab_bpe)
     lines = _read_text(vocab_bpe).split("\n")
-    pairs = []
+    pairs: list[tuple[str, str, str]] = []
     for number, line in enumerate(lines, 1):
         if not line or (number == 1 and line.startswith("#version")):
             continue
-        pair = line.split(" ")
-        if len(pair) != 2:
+        left, _, right = line.partition(" ")
+        if not (left and right) or " " in right:
             raise FormatError(f"{where}, line {number}: {line!r}, expected two tokens")
-        pairs.append((f"{where}, line {number}", *pair))
+        pairs.append((f"{where}, line {number}", left, right))
     vocab = _read_json(encoder_json)
     made = {left + right for _, left, right in pairs}
     special = {name: token for name, token in vocab.items()
@@ -248,7 +249,7 @@ def read_gpt2(vocab_bpe: str | os.PathLike, encoder_json: str | os.PathLike) -> 
 def write_gpt2(tokenizer: Tokenizer, vocab_bpe: str | os.PathLike, encoder_json: str | os.PathLike) -> None:
     """Write vocab.bpe and encoder.json, which have no place for a pattern: it must be GPT-2's."""
     if tokenizer.pattern != pretokenize.GPT2 or tokenizer.whole_pieces:
-        raise FormatError("vocab.bpe and encoder.json imply GPT-2's pattern, this tokenizer has another: write tokenizer.json")
+        raise FormatError("vocab.bpe and encoder.json imply GPT-2's pattern; write tokenizer.json for any other")
     if len({new for _, _, new in tokenizer.merges.tolist()}) != len(tokenizer._tokens) - 256:
         raise FormatError("vocab.bpe and encoder.json cannot tell tokens without a merge from special tokens")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in _write_merges(tokenizer))]
@@ -289,7 +290,7 @@ def write_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike | None = None) 
     made = tokenizer.merges[:, 2]
     if np.any(np.diff(made) <= 0):
         i = int(np.argmax(np.diff(made) <= 0)) + 1
-        raise FormatError(f"merge {i} makes token {made[i]} after token {made[i - 1]}: a rank file needs ids in order of merges")
+        raise FormatError(f"merge {i} makes token {made[i]} after token {made[i - 1]}; in a rank file ids are ranks")
     token = tokenizer.first_unreachable_token()
     if token is not None:
         raise FormatError(f"token {token}, {tokens[token]!r}, is not what its bytes merge to; tiktoken would differ")

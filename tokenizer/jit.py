@@ -14,9 +14,13 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numba
-from numba.core import config
+from numba.core import config as numba_config
+
+config: Any = numba_config  # Numba defines its settings at import, where type checkers cannot see them
+njit: Any = numba.njit
 
 
 def _cache_folder() -> Path | None:
@@ -54,7 +58,7 @@ def kernel(function: Callable, forceinline: bool = False) -> Callable:
     before = config.CACHE_DIR
     config.CACHE_DIR = str(CACHE_FOLDER)  # read at decoration; must not leak into the user's own functions
     try:
-        return numba.njit(
+        return njit(
             cache=CACHE_FOLDER is not None, nogil=True, error_model="numpy", forceinline=forceinline, _nrt=False
         )(function)
     finally:

@@ -24,6 +24,7 @@ SHORT = 40
 CACHE_BITS = 15  # 2^15 sets of two lines of 64 bytes: 4 MB, touched as needed
 NO_ID = 0xFFFFFFFF
 NO_PAIR = np.iinfo(np.int64).max
+PADDING = 16
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -237,8 +238,9 @@ def piece_key(data, start, end):
 
 @kernel
 def encode_pieces(
-    data, start, ends, first, byte_ids, pair_keys, pair_values, whole_slots, blob, offsets, cache, work, heap, out, n_out
-):
+    data, start, ends, first, byte_ids, pair_keys, pair_values, whole_slots, blob, offsets,
+    cache, work, heap, out, n_out,
+):  # fmt: skip
     """Encode the pieces that end at ends[first:], the first of which begins at byte `start`, to out[n_out:].
 
     Returns (pieces done, n_out, room): room is 0 when all are done, else the length of the piece for which
@@ -248,11 +250,11 @@ def encode_pieces(
     for piece in range(first, ends.size):
         end = ends[piece]
         n = end - start
-        line = -1
+        line = np.int64(-1)
         a = b = c = d = np.uint64(0)
         if n < 32:
             a, b, c, d, mixed = piece_key(data, start, end)
-            line = np.int64(mixed >> np.uint64(40) & mask) * 2
+            line = 2 * np.int64(mixed >> np.uint64(40) & mask)
             found = -1
             for way in range(line, line + 2):
                 if cache[way, 0] == a and cache[way, 3] == d and cache[way, 1] == b and cache[way, 2] == c:
@@ -355,13 +357,28 @@ def fill_whole(tokens, whole_slots, blob, offsets):
 
 
 @kernel
+def measure(ids, offsets):
+    """(number of bytes that ids stand for, position of the first that is no token, or -1)."""
+    total = 0
+    for i in range(ids.size):
+        token = np.int64(ids[i])
+        if token < 0 or token >= offsets.size - 1 or offsets[token] == offsets[token + 1]:
+            return total, i
+        total += offsets[token + 1] - offsets[token]
+    return total, -1
+
+
+@kernel
 def copy_tokens(ids, blob, offsets, out):
-    """Write the bytes of every token one after another."""
+    """Write the bytes of every token one after another. `blob` and `out` have `PADDING` bytes to spare."""
     position = 0
     for token in ids:
-        for i in range(offsets[token], offsets[token + 1]):
-            out[position] = blob[i]
-            position += 1
+        begin, end = offsets[token], offsets[token + 1]
+        for i in range(PADDING):  # a fixed number is one vector copy; the next token overwrites what is too much
+            out[position + i] = blob[begin + i]
+        for i in range(PADDING, end - begin):
+            out[position + i] = blob[begin + i]
+        position += end - begin
 
 
 @kernel

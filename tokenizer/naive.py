@@ -5,8 +5,8 @@ tokens into a new token. Encoding repeats that history on a new text: of all nei
 ever joined, join the one that was joined earliest (leftmost first), until none is left.
 
 Ties in training: of equally frequent pairs the one with the smallest (order(left), order(right)) wins, where a
-byte's order is its place in GPT-2's byte alphabet (see `BYTE_ORDER`) and a merged token's order is its id. It is the rule
-of Hugging Face's BpeTrainer with the full byte alphabet, so both learn the same merges in the same order.
+byte's order is its place in GPT-2's byte alphabet (`BYTES_IN_ORDER`) and a merged token's order is its id. This is
+the rule of Hugging Face's BpeTrainer with the full byte alphabet, so both learn the same merges in the same order.
 
 Left out here: speed. Training recounts every pair before each merge, encoding rescans the piece after each.
 Special tokens and the cutting of text into pieces are the business of other files.

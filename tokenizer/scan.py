@@ -174,12 +174,12 @@ def piece_end(data, i, pattern, classes):
             if end > after:
                 return end
     else:
-        word = i
-        prefix = kind == OTHER or kind == SPACE or kind == MARK
+        word = end = i
+        prefix = (symbols | 1 << SPACE) >> kind & 1
         if prefix:
             word = after
             end = cased_word(data, word, classes)
-        if end == word or not prefix:
+        if end == word:  # of no avail, or no prefix
             word = i
             end = cased_word(data, word, classes)
         if end == word and prefix:

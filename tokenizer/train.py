@@ -8,16 +8,16 @@ two tokens costs a few links. A position is where a pair begins. All positions o
 again doubly linked, so a position can leave it when a neighbour changes. A merge walks the chain of its
 pair from left to right and touches nothing else: counts are kept, never recounted.
 
-**Choosing.** Pairs wait in a heap by (count, largest first; left, right, smallest first), the tie rule of
-`naive.py`: tokens are numbered in GPT-2's order of bytes while learning, so a pair's key is its rank
-among equals. Only pairs that hold the new token gain counts, in the very step that makes it. All others only lose, so the count
-in the heap is at most too high: one that is out of date when it comes to the top sinks to its place.
+**Choosing.** Pairs wait in a heap by (count, largest first; left, right, smallest first). That is the tie rule of
+`naive.py`, since tokens are numbered in GPT-2's order of bytes while learning. Only pairs that hold the new token gain
+counts, and only in the step that makes it; all others can only lose. So a count in the heap is at most too high: when
+an entry comes to the top with a count that is out of date, it sinks to its place.
 
-Cost: a few dozen bytes of memory for each byte of *different* pieces; each occurrence that is merged is touched
-once. Nothing depends on the number of threads or the order of a hash table.
+Cost: some forty bytes of memory for each byte of *different* pieces; each occurrence that is merged is touched once.
+Nothing depends on the number of threads or the order of a hash table.
 
-Same merges as Hugging Face's BpeTrainer with `initial_alphabet=ByteLevel.alphabet()` on the same pieces. It can differ where
-special tokens occur in the text (there they are cut like text, here they are left out).
+The merges are those of Hugging Face's BpeTrainer with `initial_alphabet=ByteLevel.alphabet()` on the same pieces. The
+two can differ where special tokens occur in the text: there they are cut up like any text, here they are left out.
 """
 
 from __future__ import annotations
@@ -340,8 +340,9 @@ def sink(key, heap, heap_count, queued, i):
         child = 2 * i + 1
         if child >= queued:
             break
-        if child + 1 < queued and is_better(key, heap_count[child + 1], heap[child + 1], heap_count[child], heap[child]):
-            child += 1
+        other = child + 1
+        if other < queued and is_better(key, heap_count[other], heap[other], heap_count[child], heap[child]):
+            child = other
         if not is_better(key, heap_count[child], heap[child], n, pair):
             break
         heap[i], heap_count[i] = heap[child], heap_count[child]
