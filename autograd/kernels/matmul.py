@@ -1,70 +1,68 @@
-"""Matrix multiplication, float32 and float64.
+"""Matrix multiplication, float32 and float64: out (M, N) = a (M, K) @ b (K, N).
+
+Each of the M·N·K products is one multiply-add, and a processor core does 32 to 64 of them per clock, if only
+the numbers are in registers when it wants them. Memory delivers one or two numbers per clock. So every number
+that is fetched must be used some hundred times before it is forgotten. Three levels of blocks see to that
+(Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008):
+
+1.  **A tile of `out` lives in registers**: ROWS × 2 vectors (14 × 32 float32 with AVX-512, 6 × 16 with AVX2).
+    For each k, two vectors of b are loaded and each of ROWS numbers of a is multiplied onto both. That is
+    16 loads for 28 multiply-adds, which two load ports and two multipliers do in 14 clocks.
+2.  **The sum over K goes in blocks of DEPTH terms.** A panel of b (DEPTH × 2 vectors, 48 KB) comes from the
+    second-level cache while a panel of a (ROWS × DEPTH, 21 KB) stays in the first.
+3.  **A block of `out` is one thread's task.** It copies ("packs") the DEPTH × WIDTH block of b that it needs, then
+    GROUP rows of a at a time, into panels: contiguous, in the order in which the tile reads them, filled up with
+    zeros to whole panels. The second-level cache holds both.
+
+Packing is where the layouts meet: it reads through strides, so a transposed operand costs no copy of its own. If
+neighbours in memory are neighbours in the panel, whole vectors are moved. If not, b is transposed in registers,
+a square at a time, and a is packed row by row for a tile with other (constant) strides.
+
+Work: 2·M·N·K FLOPs. Traffic: with M_task × N_task the size of a task, a is read N / N_task times, b M / M_task
+times, `out` K / DEPTH times; `_plan` picks the task size from an estimate of just this.
+
+The bits of a result depend on K alone. Each number of `out` is summed by one thread, in order of k, with a break
+at the DEPTH blocks; which tile or task it falls into changes nothing. So the plan may look at the number of
+threads, and results are the same for any.
+
+Products with a vector (M or N is 1, as in decoding) read each number of the matrix once and have nothing to
+reuse. They run at the memory's speed, along the matrix as it lies.
+
+Left out: Strassen's algorithm (its gain starts at sizes that no model here has), and an activation in the
+epilogue (one more pass over a tile costs less than one more compiled kernel; see docs/kernel-log.md).
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import mmap
 from collections import deque
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from llvmlite import ir as llvm
 from numba import types
 from numba.extending import intrinsic
 
 from .ir import emitted, fetch_add, host, lanes, move, mover, pointer, shift, transpose
-from .jit import kernel, num_threads, prange
+from .jit import kernel, prange
 
 __all__ = ["matmul"]
 
-VECTORS = 2
-ROWS = 14 if host().registers == 32 else 6
-UNROLL = 4
-DEPTH = 384                # the sum over K goes in blocks of at most this many terms
-ROW_STRIDE = DEPTH + 16
-WIDTH = 32  # vectors of columns of b that are packed at a time (512 floats)
+VECTORS = 2  # in a row of the tile
+ROWS = 14 if host().registers == 32 else 6  # so that the tile, a row of b and one number of a fill the registers
+UNROLL = 4  # terms of the sum in one round of the tile's loop; panels are padded to a multiple
+DEPTH = 384
+WIDTH = 16 * VECTORS  # vectors
 GROUP = 8 * ROWS
-
-
-# --- the microkernel ---
-
-def _tile(rows: int, vectors: int, row_stride: int, k_stride: int):
-    def body(e, a, b, steps, start, start_stride, out, out_stride):
-        cell = lambda base, stride, i, v: e.at(base, e.builder.add(e.builder.mul(stride, stride.type(i)), stride.type(v * e.lanes)))
-        for i in range(rows):
-            for v in range(vectors):
-                e.prefetch(cell(start, start_stride, i, v))
-        cells = [(i, v) for i in range(rows) for v in range(vectors)]
-        with e.loop(steps, [a, b] + [e.zero() for _ in cells]) as carried:
-            a, b, *sums = carried
-            for k in range(UNROLL):
-                columns = [e.load(e.at(b, (k * vectors + v) * e.lanes)) for v in range(vectors)]
-                for i in range(rows):
-                    x = e.splat(e.at(a, i * row_stride + k * k_stride))
-                    for v in range(vectors):
-                        sums[i * vectors + v] = e.fma(x, columns[v], sums[i * vectors + v])
-            carried[:] = [e.at(a, UNROLL * k_stride), e.at(b, UNROLL * vectors * e.lanes), *sums]
-        for (i, v), total in zip(cells, carried[2:], strict=True):
-            e.store(e.add(total, e.load(cell(start, start_stride, i, v))), cell(out, out_stride, i, v))
-
-    @intrinsic
-    def tile(typingctx, a, b, steps, start, start_stride, out, out_stride):
-        i = types.intp
-        return types.void(a, b, i, a, i, a, i), emitted(f"tile.{rows}.{vectors}.{k_stride}", body)
-
-    return tile
-
-
-tile_of_rows = _tile(ROWS, VECTORS, ROW_STRIDE, 1)
-tile_of_columns = _tile(ROWS, VECTORS, 1, ROWS)
-narrow_tile_of_rows = _tile(ROWS, 1, ROW_STRIDE, 1)
-narrow_tile_of_columns = _tile(ROWS, 1, 1, ROWS)
+PACKED_ROW = DEPTH + 16  # not a power of two: rows that fall into the same cache set would evict each other
+SMALL = 2**18  # multiply-adds (about 3 µs) that aren't worth a second thread
+VECTOR_TASK = 2**16  # numbers of the matrix in one task of a matrix-vector product
 
 
 class Matrix(NamedTuple):
-    """Where a matrix begins, and how many numbers further its next row and its next column do."""
+    """A matrix in memory: where it begins, and how many numbers further the next row and the next column lie."""
 
     start: Any
     row: int
@@ -72,13 +70,49 @@ class Matrix(NamedTuple):
 
 
 @kernel
-def _from(matrix, i, j):
-    return Matrix(shift(matrix.start, i * matrix.row + j * matrix.column), matrix.row, matrix.column)
+def _matrix(array):
+    return Matrix(pointer(array), array.strides[0] // array.itemsize, array.strides[1] // array.itemsize)
 
 
 @kernel
-def _matrix(array):
-    return Matrix(pointer(array), array.strides[0] // array.itemsize, array.strides[1] // array.itemsize)
+def _at(matrix, i, j):
+    return Matrix(shift(matrix.start, i * matrix.row + j * matrix.column), matrix.row, matrix.column)
+
+
+def _tile(vectors: int, row: int, column: int) -> Any:
+    """The microkernel: out = start + a @ b, on ROWS × `vectors`, for a panel of a with the given strides."""
+
+    def body(e, a, b, rounds, start, start_row, out, out_row):
+        def cells(base, stride):
+            for i in range(ROWS):
+                first = e.at(base, e.builder.mul(stride, stride.type(i)))
+                yield from (e.at(first, v * e.lanes) for v in range(vectors))
+
+        for cell in cells(start, start_row):
+            e.prefetch(cell)
+        with e.loop(rounds, [a, b, *(e.zero() for _ in range(ROWS * vectors))]) as carried:
+            a, b, *sums = carried
+            for k in range(UNROLL):
+                b_k = [e.load(e.at(b, (k * vectors + v) * e.lanes)) for v in range(vectors)]
+                for i in range(ROWS):
+                    a_ik = e.splat(e.at(a, i * row + k * column))
+                    for v in range(vectors):
+                        sums[i * vectors + v] = e.fma(a_ik, b_k[v], sums[i * vectors + v])
+            carried[:] = e.at(a, UNROLL * column), e.at(b, UNROLL * vectors * e.lanes), *sums
+        for total, source, target in zip(carried[2:], cells(start, start_row), cells(out, out_row), strict=True):
+            e.store(e.add(total, e.load(source)), target)
+
+    @intrinsic
+    def tile(typingctx, a, b, rounds, start, start_row, out, out_row):
+        signature = types.void(a, b, types.intp, a, types.intp, a, types.intp)
+        return signature, emitted(f"tile.{vectors}.{row}.{column}", body)
+
+    return tile
+
+
+_tile_by_rows, _narrow_tile_by_rows = _tile(VECTORS, PACKED_ROW, 1), _tile(1, PACKED_ROW, 1)
+_tile_by_columns, _narrow_tile_by_columns = _tile(VECTORS, 1, ROWS), _tile(1, 1, ROWS)
+_move_rows = mover(ROWS)
 
 
 @kernel
@@ -88,21 +122,22 @@ def _fill_zeros(target, count):
 
 
 @kernel
-def _pack_any(source, width_stride, k_stride, width, depth, target, panel):
+def _pack_any(source, stride, step, size, depth, target, panel):
+    """Pack one panel number by number: depth steps of `size` numbers, filled up to `panel`."""
     for k in range(depth):
-        for i in range(width):
-            target[k * panel + i] = source[i * width_stride + k * k_stride]
-        for i in range(width, panel):
-            target[k * panel + i] = 0
+        for i in range(size):
+            target[k * panel + i] = source[i * stride + k * step]
+        _fill_zeros(shift(target, k * panel + size), panel - size)
 
 
 @kernel
-def _pack_columns(b, depth, N, steps, packed):
+def _pack_columns(b, depth, N, padded, packed):
+    """b (depth, N) → panels (padded, 2 vectors); the last has one vector if that is enough."""
     L = lanes(packed)
     for j in range(0, N, VECTORS * L):
         panel = L if N - j <= L else VECTORS * L
         whole = N - j >= panel
-        source, target = shift(b.start, j * b.column), shift(packed, j * steps)
+        source, target = shift(b.start, j * b.column), shift(packed, j * padded)
         if whole and b.column == 1:
             for k in range(depth):
                 for v in range(0, panel, L):
@@ -113,165 +148,262 @@ def _pack_columns(b, depth, N, steps, packed):
                     transpose(shift(source, v * b.column + k), b.column, shift(target, k * panel + v), panel)
         else:
             _pack_any(source, b.column, b.row, min(panel, N - j), depth, target, panel)
-        _fill_zeros(shift(target, depth * panel), (steps - depth) * panel)
-
-
-move_rows = mover(ROWS)
+        _fill_zeros(shift(target, depth * panel), (padded - depth) * panel)
 
 
 @kernel
-def _pack_rows(a, M, depth, steps, packed):
+def _pack_rows(a, M, depth, padded, packed):
+    """a (M, depth) → panels (ROWS, padded), where a's rows are contiguous, else (padded, ROWS)."""
     if a.column == 1:
         for i in range(-(-M // ROWS) * ROWS):
-            target = shift(packed, i * ROW_STRIDE)
-            if i < M:
-                source = shift(a.start, i * a.row)
-                for k in range(depth):
-                    target[k] = source[k]
-                _fill_zeros(shift(target, depth), steps - depth)
-            else:
-                _fill_zeros(target, steps)
+            count = depth if i < M else 0
+            source, target = shift(a.start, i * a.row), shift(packed, i * PACKED_ROW)
+            for k in range(count):
+                target[k] = source[k]
+            _fill_zeros(shift(target, count), padded - count)
         return
     whole = M // ROWS * ROWS if a.row == 1 else 0
-    for k in range(depth):
+    for k in range(depth):  # all panels at once, as their rows are neighbours in memory
         for i in range(0, whole, ROWS):
-            move_rows(shift(a.start, k * a.column + i), shift(packed, i * ROW_STRIDE + k * ROWS))
-    for i in range(whole, M, ROWS):
-        _pack_any(shift(a.start, i * a.row), a.row, a.column, min(ROWS, M - i), depth, shift(packed, i * ROW_STRIDE), ROWS)
+            _move_rows(shift(a.start, k * a.column + i), shift(packed, i * PACKED_ROW + k * ROWS))
     for i in range(0, M, ROWS):
-        _fill_zeros(shift(packed, i * ROW_STRIDE + depth * ROWS), (steps - depth) * ROWS)
+        target = shift(packed, i * PACKED_ROW)
+        if i >= whole:
+            _pack_any(shift(a.start, i * a.row), a.row, a.column, min(ROWS, M - i), depth, target, ROWS)
+        _fill_zeros(shift(target, depth * ROWS), (padded - depth) * ROWS)
 
 
 @kernel
-def _multiply_panels(rows_packed_in_rows, packed_a, panel, steps, start, out, rows, columns, zeros, scratch):
-    L = lanes(panel)
-    whole = rows == ROWS and columns == VECTORS * L and out.column == 1 and start.column == 1
-    first, last = (start, out) if whole else (Matrix(zeros, 0, 1), Matrix(scratch, VECTORS * L, 1))
-    if rows_packed_in_rows:
-        if columns <= L:
-            narrow_tile_of_rows(packed_a, panel, steps // UNROLL, first.start, first.row, last.start, last.row)
+def _multiply_panels(by_rows, a, b, rounds, start, out, rows, columns, zeros, scratch):
+    """One tile. At an edge it goes to `scratch`, from where the part that exists is copied."""
+    L = lanes(b)
+    whole = rows == ROWS and columns == VECTORS * L and start.column == 1 and out.column == 1
+    source, target = (start, out) if whole else (Matrix(zeros, 0, 1), Matrix(scratch, VECTORS * L, 1))
+    if by_rows:
+        if columns > L:
+            _tile_by_rows(a, b, rounds, source.start, source.row, target.start, target.row)
         else:
-            tile_of_rows(packed_a, panel, steps // UNROLL, first.start, first.row, last.start, last.row)
+            _narrow_tile_by_rows(a, b, rounds, source.start, source.row, target.start, target.row)
     else:
-        if columns <= L:
-            narrow_tile_of_columns(packed_a, panel, steps // UNROLL, first.start, first.row, last.start, last.row)
+        if columns > L:
+            _tile_by_columns(a, b, rounds, source.start, source.row, target.start, target.row)
         else:
-            tile_of_columns(packed_a, panel, steps // UNROLL, first.start, first.row, last.start, last.row)
+            _narrow_tile_by_columns(a, b, rounds, source.start, source.row, target.start, target.row)
     if not whole:
         for i in range(rows):
             for j in range(columns):
-                out.start[i * out.row + j * out.column] = scratch[i * VECTORS * L + j] + start.start[i * start.row + j * start.column]
+                before = start.start[i * start.row + j * start.column]
+                out.start[i * out.row + j * out.column] = scratch[i * VECTORS * L + j] + before
+
+
+def _workspace_size(lanes: int) -> int:
+    """Numbers that a thread needs besides its operands: the sum of what `_block` lays out."""
+    return (WIDTH + ROWS * VECTORS) * lanes + GROUP * PACKED_ROW + WIDTH * lanes * (DEPTH + UNROLL)
 
 
 @kernel
-def _block(a, b, start, out, M, N, K, packed):
-    L = lanes(packed)
-    zeros = packed
+def _block(a, b, start, out, M, N, K, workspace):
+    """out (M, N) = start + a @ b by one thread, for N of at most WIDTH vectors."""
+    L = lanes(workspace)
+    zeros = workspace
     scratch = shift(zeros, WIDTH * L)
     packed_a = shift(scratch, ROWS * VECTORS * L)
-    packed_b = shift(packed_a, GROUP * ROW_STRIDE)
-    block = -(-K // (-(-K // DEPTH) * UNROLL)) * UNROLL
-    for k in range(0, K, block):
-        depth = min(block, K - k)
-        steps = -(-depth // UNROLL) * UNROLL
-        _pack_columns(_from(b, k, 0), depth, N, steps, packed_b)
-        for i0 in range(0, M, GROUP):
-            group = min(GROUP, M - i0)
-            _pack_rows(_from(a, i0, k), group, depth, steps, packed_a)
-            for i in range(0, group, ROWS):
+    packed_b = shift(packed_a, GROUP * PACKED_ROW)
+    blocks = -(-K // DEPTH)
+    depth_of_all = -(-K // (blocks * UNROLL)) * UNROLL
+    for k in range(0, K, depth_of_all):
+        depth = min(depth_of_all, K - k)
+        rounds = -(-depth // UNROLL)
+        padded = rounds * UNROLL
+        _pack_columns(_at(b, k, 0), depth, N, padded, packed_b)
+        for group in range(0, M, GROUP):
+            group_rows = min(GROUP, M - group)
+            _pack_rows(_at(a, group, k), group_rows, depth, padded, packed_a)
+            for i in range(group, group + group_rows, ROWS):
                 for j in range(0, N, VECTORS * L):
-                    _multiply_panels(a.column == 1, shift(packed_a, i * ROW_STRIDE), shift(packed_b, j * steps), steps,
-                        _from(start, i0 + i, j), _from(out, i0 + i, j), min(ROWS, group - i), min(VECTORS * L, N - j), zeros, scratch)
+                    _multiply_panels(
+                        a.column == 1, shift(packed_a, (i - group) * PACKED_ROW), shift(packed_b, j * padded), rounds,
+                        _at(start, i, j), _at(out, i, j), min(ROWS, M - i), min(VECTORS * L, N - j), zeros, scratch,
+                    )  # fmt: skip
         start = out
 
 
 @kernel
-def _work(a, b, bias, out, offsets, accumulate, counter, packed, down, across):
-    M, K = a.shape
-    N = b.shape[1]
-    L = lanes(pointer(packed))
-    A, B, C = _matrix(a), _matrix(b), _matrix(out)
-    while True:
-        task = fetch_add(pointer(counter))
-        if task >= len(offsets) * down * across:
-            break
-        batch, task = divmod(task, down * across)
-        i, rows = _share(M, ROWS, task % down, down)
-        j, columns = _share(N, VECTORS * L, task // down, across)
-        to_a, to_b, to_out = offsets[batch]
-        block_a = Matrix(shift(A.start, to_a + i * A.row), A.row, A.column)
-        block_out = _from(Matrix(shift(C.start, to_out), C.row, C.column), i, j)
-        for j0 in range(0, columns, WIDTH * L):
-            block_b = Matrix(shift(B.start, to_b + (j + j0) * B.column), B.row, B.column)
-            o = _from(block_out, 0, j0)
-            start = Matrix(pointer(packed), 0, 1)
-            if accumulate:
-                start = o
-            elif bias.size:
-                start = Matrix(shift(pointer(bias), j + j0), 0, 1)
-            _block(block_a, block_b, start, o, rows, min(WIDTH * L, columns - j0), K, pointer(packed))
-
-
-@kernel
 def _share(size, unit, part, parts):
+    """Where part number `part` begins and how long it is, if `size` is cut evenly at multiples of `unit`."""
     units = -(-size // unit)
-    begin, end = units * part // parts * unit, units * (part + 1) // parts * unit
-    return begin, min(end, size) - begin
+    begin = units * part // parts * unit
+    return begin, min(units * (part + 1) // parts * unit, size) - begin
 
 
 @kernel
-def _plan(rows, columns, batches, workers):
-    """How many parts to cut (down, across)."""
+def _plan(M, N, batches, lanes, workers):
+    """Into how many parts to cut M and N, so that all workers finish early.
+
+    The costs are clocks per k: a tile takes 14 (28 multiply-adds on two units), packing about 3 for a panel of
+    a and 6 for one of b. More tasks than workers even out what else the machine does: a bonus of a few percent.
+    """
+    M_panels, N_panels = -(-M // ROWS), -(-N // (VECTORS * lanes))
     best, best_cost = (1, 1), np.inf
-    for per_worker in range(1, 5):
-        tasks = -(-workers * per_worker // batches)
-        for down in range(1, min(tasks, rows) + 1):
-            across = min(-(-tasks // down), columns)
-            tall, wide = -(-rows // down), -(-columns // across)
-            rounds = -(-batches * down * across // workers)
-            cost = rounds * (tall * wide * 14.0 + tall * 3.0 + wide * 6.0) * (1 + 0.06 / per_worker)
+    for tasks_per_worker in range(1, 5):
+        tasks = -(-workers * tasks_per_worker // batches)
+        for M_parts in range(1, min(tasks, M_panels) + 1):
+            N_parts = min(-(-tasks // M_parts), N_panels)
+            m, n = -(-M_panels // M_parts), -(-N_panels // N_parts)
+            rounds = -(-batches * M_parts * N_parts // workers)
+            cost = rounds * (14 * m * n + 3 * m + 6 * n) * (1 + 0.06 / tasks_per_worker)
             if cost < best_cost:
-                best, best_cost = (down, across), cost
+                best, best_cost = (M_parts, N_parts), cost
     return best
 
 
-def multiply(a, b, bias, out, offsets, accumulate, counter, workspace, workers):
-    M, K = a.shape
-    N = b.shape[1]
-    L = lanes(pointer(a))
-    counter[0] = 0
-    if workers == 1 or len(offsets) * M * N * K < 2**18:
+@kernel
+def _work(a, b, bias, out, offsets, accumulate, counter, workspace, M_parts, N_parts):
+    """Take tasks until there are none. Any thread may do any task: its result doesn't depend on who did it."""
+    (M, K), N, L = a.shape, b.shape[1], lanes(pointer(workspace))
+    A, B, C = _matrix(a), _matrix(b), _matrix(out)
+    while True:
+        task = fetch_add(pointer(counter))
+        if task >= len(offsets) * M_parts * N_parts:
+            break
+        batch, part = divmod(task, M_parts * N_parts)
+        i, rows = _share(M, ROWS, part % M_parts, M_parts)
+        j, columns = _share(N, VECTORS * L, part // M_parts, N_parts)
+        a_offset, b_offset, out_offset = offsets[batch]
+        for left in range(j, j + columns, WIDTH * L):
+            block_a, block_b, block_out = _at(A, i, 0), _at(B, 0, left), _at(C, i, left)
+            target = Matrix(shift(block_out.start, out_offset), C.row, C.column)
+            start = Matrix(pointer(workspace), 0, 1)
+            if accumulate:
+                start = target
+            elif bias.size:
+                start = Matrix(shift(pointer(bias), left), 0, 1)
+            _block(
+                Matrix(shift(block_a.start, a_offset), A.row, A.column),
+                Matrix(shift(block_b.start, b_offset), B.row, B.column),
+                start, target, rows, min(WIDTH * L, j + columns - left), K, pointer(workspace),
+            )  # fmt: skip
+
+
+@kernel
+def _vector_block(x, b, start, start_step, out, out_step, K, N):
+    """out (N) = start + x (K) @ b (K, N), where b's rows or its columns are contiguous."""
+    if b.row == 1:
+        for j in range(N):
+            total = start[j * start_step]
+            for k in range(K):
+                total += x[k] * b.start[j * b.column + k]
+            out[j * out_step] = total
+    else:
+        for j in range(N):
+            out[j] = start[j * start_step]
+        for k in range(0, K - 3, 4):
+            b0, b1 = shift(b.start, k * b.row), shift(b.start, (k + 1) * b.row)
+            b2, b3 = shift(b.start, (k + 2) * b.row), shift(b.start, (k + 3) * b.row)
+            for j in range(N):
+                out[j] += (x[k] * b0[j] + x[k + 1] * b1[j]) + (x[k + 2] * b2[j] + x[k + 3] * b3[j])
+        for k in range(K // 4 * 4, K):
+            for j in range(N):
+                out[j] += x[k] * b.start[k * b.row + j]
+
+
+@kernel
+def _vector_operands(a, b, out):
+    """A product with a column as one with a row: (a @ b)ᵀ = bᵀ @ aᵀ."""
+    A, B, C = _matrix(a), _matrix(b), _matrix(out)
+    if len(out) == 1:
+        return A, B, C, out.shape[1]
+    return Matrix(B.start, 1, B.row), Matrix(A.start, A.column, A.row), Matrix(C.start, 1, C.row), len(out)
+
+
+@kernel
+def _vector_tasks(a, b, out):
+    """How many tasks a product with a vector is; 0 if it isn't one, or its strides are not for `_vector_block`."""
+    x, matrix, y, N = _vector_operands(a, b, out)
+    if 1 not in out.shape or x.column != 1 or not (matrix.row == 1 or (matrix.column == 1 and y.column == 1)):
+        return 0
+    return min(-(-N // 64), -(-a.shape[1] * N // VECTOR_TASK))
+
+
+@kernel
+def _vector_work(a, b, bias, out, accumulate, zeros, task, tasks):
+    x, matrix, y, N = _vector_operands(a, b, out)
+    j, columns = _share(N, 64, task, tasks)
+    y = _at(y, 0, j)
+    start, step = pointer(zeros), 0
+    if accumulate:
+        start, step = y.start, y.column
+    elif bias.size:
+        step = int(bias.size > 1)
+        start = shift(pointer(bias), j * step)
+    _vector_block(x.start, _at(matrix, 0, j), start, step, y.start, y.column, a.shape[1], columns)
+
+
+def _multiply(a, b, bias, out, offsets, accumulate, counter, workspace):
+    """The compiled program. offsets (batches, 3): where each a, b and out begin; counter (1,): tasks taken."""
+    (M, K), N = a.shape, b.shape[1]
+    tasks = _vector_tasks(a, b, out) if len(offsets) == 1 else 0
+    if tasks == 1:
+        _vector_work(a, b, bias, out, accumulate, workspace[0], 0, 1)
+    elif tasks:
+        for task in prange(tasks):
+            _vector_work(a, b, bias, out, accumulate, workspace[0], task, tasks)
+    elif len(workspace) == 1 or len(offsets) * M * N * K < SMALL:
+        counter[0] = 0
         _work(a, b, bias, out, offsets, accumulate, counter, workspace[0], 1, 1)
     else:
-        down, across = _plan(-(-M // ROWS), -(-N // (VECTORS * L)), len(offsets), workers)
-        for worker in prange(workers):
-            _work(a, b, bias, out, offsets, accumulate, counter, workspace[worker], down, across)
+        counter[0] = 0
+        M_parts, N_parts = _plan(M, N, len(offsets), lanes(pointer(a)), len(workspace))
+        for worker in prange(len(workspace)):
+            _work(a, b, bias, out, offsets, accumulate, counter, workspace[worker], M_parts, N_parts)
+
+
+class _Product:
+    """What a dtype needs: the compiled program, and workspaces that outlive a call."""
+
+    def __init__(self, dtype: np.dtype) -> None:
+        number = numba.from_dtype(dtype)
+        read = lambda ndim: types.Array(number, ndim, "A", readonly=True)
+        write = types.Array(number, 2, "A")
+        integers = lambda ndim: types.Array(types.int64, ndim, "C")
+        arrays = (read(2), read(2), read(1), write, integers(2))
+        signature = types.void(*arrays, types.boolean, integers(1), types.Array(number, 2, "C"))
+        self.program = kernel(_multiply, signature=signature, parallel=True)
+        self.dtype = dtype
+        self.no_bias = np.empty(0, dtype)
+        self.free: deque[tuple[np.ndarray, np.ndarray]] = deque()
+
+    def workspace(self) -> tuple[np.ndarray, np.ndarray]:
+        """A counter and a buffer per thread, that no other call is using. Large pages spare address look-ups."""
+        try:
+            return self.free.pop()
+        except IndexError:
+            threads, page = numba.config.NUMBA_NUM_THREADS, 4096
+            size = _workspace_size(host().vector_bytes // self.dtype.itemsize) * self.dtype.itemsize
+            memory = mmap.mmap(-1, threads * -(-size // page) * page)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            return np.zeros(1, np.int64), np.frombuffer(memory, self.dtype).reshape(threads, -1)
 
 
 @functools.cache
-def _multiply(dtype: np.dtype) -> Any:
-    number = numba.from_dtype(dtype)
-    read = lambda ndim: types.Array(number, ndim, "A", readonly=True)
-    write = types.Array(number, 2, "A")
-    integers = lambda ndim: types.Array(types.int64, ndim, "C")
-    signature = types.void(read(2), read(2), read(1), write, integers(2), types.boolean, integers(1), types.Array(number, 2, "C"), types.intp)
-    return kernel(signature=signature, parallel=True)(multiply)
+def _product(dtype: np.dtype) -> _Product:
+    if dtype not in (np.float32, np.float64):
+        raise TypeError(f"matmul multiplies float32 or float64 arrays, got {dtype}; convert with astype")
+    return _Product(dtype)
 
 
-_workspaces: dict[np.dtype, deque] = {np.dtype(t): deque() for t in ("f", "d")}
-ONE = np.zeros((1, 3), np.int64)
+_ONE_MATRIX = np.zeros((1, 3), np.int64)
 
-def _workspace(dtype):
-    try:
-        return _workspaces[dtype].pop()
-    except IndexError:
-        L = host().vector_bytes // dtype.itemsize
-        elements = WIDTH * L + VECTORS * L * ROWS + GROUP * ROW_STRIDE + WIDTH * L * (DEPTH + UNROLL)
-        elements = -(-elements // 1024) * 1024
-        memory = mmap.mmap(-1, numba.config.NUMBA_NUM_THREADS * elements * dtype.itemsize)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        return np.frombuffer(memory, dtype).reshape(-1, elements), np.zeros(1, np.int64)
+
+def _offsets(batch: tuple[int, ...], *arrays: np.ndarray) -> np.ndarray:
+    """(batches, 3): how many numbers from its first matrix each array's matrix for a batch index lies."""
+    table = np.zeros((*batch, 3), np.int64)
+    for column, array in enumerate(arrays):
+        for axis, stride in enumerate(array.strides[:-2]):
+            places = np.arange(batch[axis]) * (stride // array.itemsize)
+            table[..., column] += places.reshape(-1, *[1] * (len(batch) - axis - 1))
+    return table.reshape(-1, 3)
 
 
 def matmul(
@@ -284,36 +416,69 @@ def matmul(
 ) -> np.ndarray:
     """The matrix product a (..., M, K) @ b (..., K, N) → (..., M, N), float32 or float64.
 
-    Leading (batch) axes broadcast. `bias` (N,) is added to every row. The product goes to `out` (which must
-    not overlap the operands), or is added to what is there with `accumulate`. Operands may have any strides;
+    Leading (batch) axes broadcast. `bias` (N,) is added to every row. The product goes to `out`, which must not
+    overlap the operands, or is added to what `out` holds with `accumulate`. All arrays may have any strides:
     a transposed view costs nothing.
 
-    Returns `out`, or a new C-contiguous array. Raises TypeError for other or differing dtypes, ValueError for
-    shapes that do not fit.
+    Returns `out`, or a new C-contiguous array. Raises TypeError for other dtypes or two different ones,
+    ValueError for shapes that do not fit.
     """
     dtype = a.dtype
-    if dtype.char not in "fd" or b.dtype != dtype:
-        raise TypeError(f"matmul takes two float32 or two float64 arrays, got {dtype} and {b.dtype}")
+    product = _product(dtype)
+    if b.dtype != dtype:
+        raise TypeError(f"matmul multiplies arrays of one dtype, got {dtype} and {b.dtype}; convert with astype")
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
-        raise ValueError(f"matmul takes (..., M, K) and (..., K, N), got {a.shape} and {b.shape}")
-    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2]) if a.ndim > 2 or b.ndim > 2 else ()
+        raise ValueError(f"matmul multiplies (..., M, K) by (..., K, N), got {a.shape} and {b.shape}")
+    if a.ndim > 2 and b.ndim == 2 and a.flags.c_contiguous and (out is None or out.flags.c_contiguous) and a.size:
+        shape = (*a.shape[:-1], b.shape[1])  # one tall matrix
+        flat = None if out is None else _checked(out, shape, dtype).reshape(-1, shape[-1])
+        return matmul(a.reshape(-1, a.shape[-1]), b, bias=bias, out=flat, accumulate=accumulate).reshape(shape)
+    batch = () if a.ndim == b.ndim == 2 else _broadcast(a, b)
     shape = (*batch, a.shape[-2], b.shape[-1])
-    if out is None:
-        if accumulate:
-            raise ValueError("accumulate adds to what `out` holds: pass `out`")
+    if out is not None:
+        _checked(out, shape, dtype)
+    elif accumulate:
+        raise ValueError("accumulate adds to what `out` holds; pass out=")
+    else:
         out = np.empty(shape, dtype)
-    elif out.shape != shape or out.dtype != dtype:
-        raise ValueError(f"the product is {dtype} {shape}, `out` is {out.dtype} {out.shape}")
     if bias is None:
-        bias = np.empty(0, dtype)
+        start = product.no_bias
     elif bias.shape != shape[-1:] or bias.dtype != dtype:
-        raise ValueError(f"the bias of a product {dtype} {shape} is {dtype} {shape[-1:]}, got {bias.dtype} {bias.shape}")
+        raise ValueError(f"a product {shape} takes a bias {shape[-1:]} of {dtype}, got {bias.shape} of {bias.dtype}")
     elif accumulate:
         out += bias
-    a = np.broadcast_to(a, batch + a.shape[-2:])
-    b = np.broadcast_to(b, batch + b.shape[-2:])
-    ws = _workspace(dtype)
-    for index in np.ndindex(batch):
-        _multiply(dtype)(a[index], b[index], bias, out[index], ONE, accumulate, ws[1], ws[0], num_threads())
-    _workspaces[dtype].append(ws)
+        start = product.no_bias
+    else:
+        start = bias
+    if out.size == 0:
+        return out
+    if a.shape[-1] == 0:
+        if not accumulate:
+            out[...] = 0 if bias is None else bias
+        return out
+    offsets, first = _ONE_MATRIX, out
+    if batch:
+        a, b = (np.broadcast_to(x, batch + x.shape[-2:]) for x in (a, b))
+        offsets = _offsets(batch, a, b, out)
+        a, b, first = (x[(0,) * len(batch)] for x in (a, b, out))
+    workspace = product.workspace()
+    try:
+        product.program(a, b, start, first, offsets, accumulate, *workspace)
+    except TypeError:  # the one kind of array that the compiled program does not take
+        raise ValueError("matmul needs arrays whose numbers are aligned in memory; copy them first") from None
+    finally:
+        product.free.append(workspace)
+    return out
+
+
+def _broadcast(a: np.ndarray, b: np.ndarray) -> tuple[int, ...]:
+    try:
+        return np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    except ValueError:
+        raise ValueError(f"matmul cannot broadcast the batch axes of {a.shape} and {b.shape}") from None
+
+
+def _checked(out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    if out.shape != shape or out.dtype != dtype or not out.flags.writeable:
+        raise ValueError(f"the product is {shape} of {dtype}; out is {out.shape} of {out.dtype}, or read-only")
     return out
