@@ -346,8 +346,8 @@ def promote(arrays: list, floats: bool, kinds: str = "iuf") -> list:
     if floating:
         target = np.result_type(*floating)
         if not floats:  # NumPy computes bool with float as PyTorch does; a condition stays a condition
-            return [x.astype(target, copy=False) if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in kinds else x
-                    for x in arrays]
+            numbers = lambda x: isinstance(x, np.ndarray | np.generic) and x.dtype.kind in kinds
+            return [x.astype(target, copy=False) if numbers(x) else x for x in arrays]
     elif floats or ("i" in kinds and any(isinstance(x, float) for x in arrays)):
         target = np.dtype(np.float32)
     else:
