@@ -137,6 +137,8 @@ class pow_:
         return where(b == 0, 0, dout * (b * a ** where(b == 0, 1, b - 1)))
 
     def db(dout, out, a):
+        if isinstance(a, int | float):
+            return dout * out * (float(np.log(a)) if a else 0.0)
         return dout * out * log(where(a == 0, 1, a))
 
     def samples(rng):

@@ -4,11 +4,8 @@
     out = softmax(q kᵀ · scale, masked) v
 
 The kernel never stores the (T, T) matrix of weights: it streams over blocks of keys, keeping for each query the running
-maximum and sum (online softmax), and saves only their logarithm, the log-sum-exp. The backward pass recomputes weights
-P = e^(q kᵀ·scale − lse) block by block:
-
-    dV = Pᵀ dO            dP = dO Vᵀ            δ = Σ dO · O  for each query
-    dS = P · (dP − δ)     dQ = scale · dS K     dK = scale · dSᵀ Q
+maximum and sum (online softmax), and saves only their logarithm, the log-sum-exp. The backward pass recomputes the weights
+P = e^(q kᵀ·scale − lse) block by block.
 
 Source: Dao et al., "FlashAttention", 2022 and "FlashAttention-2", 2023; Milakov and Gimelshein, "Online normalizer
 calculation for softmax", 2018.
@@ -43,7 +40,11 @@ def _repeat_heads(x, times):
 class attention:
     """out = dropout(softmax(q kᵀ · scale)) v, with q (B, H, Tq, D), k and v (B, K, Tk, D), K dividing H → (B, H, Tq, D)
 
-    Derivatives: see the head of this file.
+    With P the weights that reach v, S the scores, and δ = Σ dout · out for each query:
+    dv = Pᵀ dout
+    dS = P · (dout vᵀ − δ)
+    dq = scale · dS k
+    dk = scale · dSᵀ q
 
     With `causal`, a query sees the keys up to its own position; the queries are the last Tq of Tk positions. Query head h
     reads from key/value head h // (H/K).

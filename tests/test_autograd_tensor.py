@@ -1,0 +1,212 @@
+"""Tensor's methods mean what PyTorch's mean, and NumPy's where PyTorch borrows from it.
+
+Each expression below is run on both libraries, forward and backward, from one text: the functions take the tensors and use
+only methods and operators, so there is nothing to translate.
+"""
+
+import operator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import autograd
+from autograd import Tensor
+
+EXPRESSIONS = [
+    # arithmetic and broadcasting
+    lambda x, y: x + y, lambda x, y: x - y, lambda x, y: x * y, lambda x, y: x / (y * y + 1), lambda x, y: 1 - x,
+    lambda x, y: 2 / (x * x + 1), lambda x, y: x**2, lambda x, y: x**3.0, lambda x, y: (x * x + 1) ** y, lambda x, y: 2**x,
+    lambda x, y: -x, lambda x, y: abs(x), lambda x, y: x[:, None] * y, lambda x, y: x.maximum(y), lambda x, y: x.minimum(y),
+    lambda x, y: x.clip(-0.5, 0.5), lambda x, y: x.clamp(min=-0.3), lambda x, y: x.clamp(max=0.3),
+    # elementwise
+    lambda x, y: x.exp(), lambda x, y: (x * x + 0.1).log(), lambda x, y: (x * x + 0.1).sqrt(), lambda x, y: x.tanh(),
+    lambda x, y: x.sigmoid(), lambda x, y: x.erf(), lambda x, y: x.sin(), lambda x, y: x.cos(), lambda x, y: x.relu(),
+    lambda x, y: (x * x).log1p(), lambda x, y: x.expm1(), lambda x, y: (x * x + 1).rsqrt(), lambda x, y: x.square(),
+    lambda x, y: (x * x + 1).reciprocal(),
+    # reductions
+    lambda x, y: x.sum(), lambda x, y: x.sum(0), lambda x, y: x.sum(dim=(0, 2)), lambda x, y: x.sum(axis=1, keepdims=True),
+    lambda x, y: x.sum(-1, keepdim=True), lambda x, y: x.mean(), lambda x, y: x.mean(dim=1), lambda x, y: x.max(),
+    lambda x, y: x.min(), lambda x, y: x.max(dim=1).values, lambda x, y: x.min(1, keepdim=True)[0],
+    lambda x, y: x.amax(dim=2), lambda x, y: x.amin(dim=(0, 1)), lambda x, y: x.var(), lambda x, y: x.var(dim=1),
+    lambda x, y: x.var(1, unbiased=False), lambda x, y: x.std(dim=-1, keepdim=True), lambda x, y: x.var(dim=0, correction=0),
+    lambda x, y: x.logsumexp(dim=-1), lambda x, y: x.logsumexp(1, keepdim=True), lambda x, y: x.cumsum(dim=1),
+    lambda x, y: x.cumsum(-1), lambda x, y: x.prod(), lambda x, y: x.prod(dim=1), lambda x, y: x.norm(),
+    lambda x, y: x.softmax(dim=-1), lambda x, y: x.log_softmax(dim=1),
+    # shape
+    lambda x, y: x.reshape(6, 4), lambda x, y: x.reshape(-1), lambda x, y: x.reshape((4, -1)), lambda x, y: x.view(2, 12),
+    lambda x, y: x.view(-1, 4), lambda x, y: x.flatten(), lambda x, y: x.flatten(1), lambda x, y: x.flatten(0, 1),
+    lambda x, y: x.unflatten(2, (2, 2)), lambda x, y: x.transpose(0, 2), lambda x, y: x.transpose(-2, -1),
+    lambda x, y: x.swapaxes(0, 1), lambda x, y: x.permute(2, 0, 1), lambda x, y: x.permute((1, 2, 0)), lambda x, y: y.t(),
+    lambda x, y: y.T, lambda x, y: x.mT, lambda x, y: x.unsqueeze(1), lambda x, y: x.unsqueeze(-1).squeeze(-1),
+    lambda x, y: x[:1].squeeze(), lambda x, y: x[:1].squeeze(1), lambda x, y: x[:, :1].expand(2, 5, 4),
+    lambda x, y: x[:, :1].expand(-1, 5, -1), lambda x, y: y.expand(2, 3, 4), lambda x, y: y.expand_as(x),
+    lambda x, y: x.flip(0), lambda x, y: x.flip((0, 2)), lambda x, y: x.transpose(1, 2).contiguous().view(2, -1),
+    lambda x, y: x.chunk(2, dim=-1)[1], lambda x, y: x.chunk(2, dim=1)[0], lambda x, y: x.split(2, dim=1)[1],
+    lambda x, y: x.split([1, 3], dim=2)[1], lambda x, y: x.unbind(1)[2], lambda x, y: x.tril(), lambda x, y: x.triu(1),
+    lambda x, y: x.tril(-1),
+    # indexing
+    lambda x, y: x[0], lambda x, y: x[-1, 1], lambda x, y: x[:, 1:, ::2], lambda x, y: x[..., 0], lambda x, y: x[None],
+    lambda x, y: x[[0, 1, 1]], lambda x, y: x[:, [0, 2, 2], 1], lambda x, y: x[x > 0], lambda x, y: x[y.argmax(dim=1)[:2] * 0],
+    lambda x, y: x.masked_fill(y > 0, -1.5), lambda x, y: x.masked_fill(y == 0, float("-inf")).softmax(dim=-1),
+    lambda x, y: x.where(y > 0, y), lambda x, y: x.gather(2, x.argmax(dim=2, keepdim=True)),
+    lambda x, y: x.gather(1, (x > 0).long()), lambda x, y: x.index_select(1, (y > 9).long()[0]),
+    # products
+    lambda x, y: x @ y.T, lambda x, y: x @ x.transpose(-2, -1), lambda x, y: x @ y[0], lambda x, y: y[0] @ y[1],
+    lambda x, y: y[:, 0] @ y, lambda x, y: x.matmul(y.T),
+    # copies and dtypes
+    lambda x, y: x.clone() * 2, lambda x, y: x.float() * 2, lambda x, y: x.detach() * x,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("f", EXPRESSIONS)
+def test_methods_mean_what_pytorch_s_mean(f):
+    torch = pytest.importorskip("torch", reason="the oracle is in the `bench` extra")
+    rng = np.random.default_rng(0)
+    arrays = rng.normal(size=(2, 3, 4)), rng.normal(size=(3, 4))
+    ours = [Tensor(a, requires_grad=True) for a in arrays]
+    theirs = [torch.tensor(a, requires_grad=True) for a in arrays]
+    out, expected = f(*ours), f(*theirs)
+    assert out.shape == tuple(expected.shape)
+    assert str(out.dtype) == str(expected.dtype).removeprefix("torch.")
+    np.testing.assert_allclose(out.array, expected.detach().numpy(), rtol=1e-12, atol=1e-12)
+    dout = rng.normal(size=out.shape)
+    out.backward(Tensor(dout))
+    expected.backward(torch.tensor(dout, dtype=expected.dtype))
+    for x, y in zip(ours, theirs, strict=True):
+        if y.grad is not None:
+            np.testing.assert_allclose(x.grad.array, y.grad.numpy(), rtol=1e-6 if out.dtype == np.float32 else 1e-10, atol=1e-10)
+
+
+@given(st.data())
+def test_binary_operators_broadcast_as_numpy_and_undo_it_in_the_gradient(data):
+    shapes = data.draw(hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=4, min_side=0, max_side=3)).input_shapes
+    a, b = (Tensor(np.random.default_rng(i).uniform(0.5, 2, s), requires_grad=True) for i, s in enumerate(shapes))
+    name = data.draw(st.sampled_from(["add", "sub", "mul", "div", "pow", "maximum", "minimum"]))
+    out = getattr(a, name)(b)
+    assert out.shape == np.broadcast_shapes(*shapes)
+    out.sum().backward()
+    assert a.grad.shape == a.shape and b.grad.shape == b.shape
+    wide_a, wide_b = (Tensor(np.broadcast_to(x.array, out.shape), requires_grad=True) for x in (a, b))
+    getattr(wide_a, name)(wide_b).sum().backward()
+    for x, wide in ((a, wide_a), (b, wide_b)):
+        extra = out.ndim - x.ndim
+        axes = tuple(i for i in range(out.ndim) if i < extra or x.shape[i - extra] == 1)
+        np.testing.assert_allclose(x.grad.array, wide.grad.array.sum(axes).reshape(x.shape), rtol=1e-12)
+
+
+@given(st.data())
+def test_any_index_reads_and_scatters_as_numpy_does(data):
+    shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=4))
+    array = np.random.default_rng(0).normal(size=shape)
+    index = data.draw(st.one_of(
+        hnp.basic_indices(shape, allow_newaxis=True),
+        hnp.integer_array_indices(shape, result_shape=hnp.array_shapes(min_dims=1, max_dims=2, min_side=0, max_side=4)),
+        hnp.arrays(bool, shape),
+    ))  # fmt: skip
+    x = Tensor(array, requires_grad=True)
+    out = x[index]
+    np.testing.assert_array_equal(out.array, array[index])
+    dout = np.random.default_rng(1).normal(size=out.shape)
+    out.backward(Tensor(dout))
+    expected = np.zeros(shape)
+    np.add.at(expected, index, dout)
+    np.testing.assert_allclose(x.grad.array, expected, rtol=1e-12)
+
+
+# -- dtypes -------------------------------------------------------------------------------------------------------------
+
+
+def test_python_floats_are_float32_and_arrays_keep_their_dtype():
+    assert Tensor([1.0, 2.0]).dtype == np.float32
+    assert Tensor([1, 2]).dtype == np.int64
+    assert Tensor([True]).dtype == np.bool_
+    assert Tensor(np.array([1.0])).dtype == np.float64
+    assert Tensor([1, 2], dtype=np.float64).dtype == np.float64
+    with pytest.raises(TypeError, match="expected numbers"):
+        Tensor(["a"])
+
+
+@pytest.mark.parametrize("a", ["bool", "int32", "int64", "float32", "float64"])
+@pytest.mark.parametrize("b", ["bool", "int32", "int64", "float32", "float64", 2, 2.5], ids=str)
+@pytest.mark.parametrize("f", [operator.add, operator.mul, operator.truediv])
+def test_mixed_dtypes_promote_as_in_pytorch(a, b, f):
+    torch = pytest.importorskip("torch", reason="the oracle is in the `bench` extra")
+    ours = f(Tensor(np.ones(2, a)), Tensor(np.ones(2, b)) if isinstance(b, str) else b)
+    theirs = f(torch.ones(2, dtype=getattr(torch, a)), torch.ones(2, dtype=getattr(torch, b)) if isinstance(b, str) else b)
+    assert str(ours.dtype) == str(theirs.dtype).removeprefix("torch.")
+
+
+def test_each_input_gets_a_gradient_of_its_own_dtype():
+    x = Tensor(np.ones(3, np.float32), requires_grad=True)
+    y = Tensor(np.ones(3), requires_grad=True)
+    (x * y).sum().backward()
+    assert (x * y).dtype == np.float64
+    assert x.grad.dtype == np.float32 and y.grad.dtype == np.float64
+
+
+# -- memory ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_tensor_copies_what_it_is_made_of():
+    a = np.ones(3)
+    x = Tensor(a)
+    a[0] = 5
+    assert x.tolist() == [1, 1, 1]
+
+
+def test_data_shares_memory_with_the_tensor():
+    x = Tensor([1.0, 2.0])
+    x.data[0] = 5
+    assert x.tolist() == [5, 2]
+    assert isinstance(x.data, np.ndarray)
+    np.testing.assert_array_equal(np.asarray(x), [5, 2])
+
+
+def test_view_shares_memory_or_refuses():
+    x = Tensor(np.arange(6.0).reshape(2, 3))
+    assert np.shares_memory(x.view(3, 2).array, x.array)
+    with pytest.raises(ValueError, match=r"contiguous"):
+        x.T.view(6)
+    assert x.T.reshape(6).tolist() == [0, 3, 1, 4, 2, 5]
+
+
+def test_numpy_and_item_refuse_what_would_mislead():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(RuntimeError, match="detach"):
+        x.numpy()
+    with pytest.raises(ValueError, match="one element"):
+        x.item()
+    with pytest.raises(ValueError, match="ambiguous"):
+        bool(x == x)
+
+
+@pytest.mark.parametrize("call, error, words", [
+    (lambda x: x + Tensor(np.ones(5)), ValueError, "broadcast"),
+    (lambda x: x @ Tensor(np.ones((2, 2))), ValueError, r"\(2, 3\) and \(2, 2\)"),
+    (lambda x: x.reshape(4, 2), ValueError, "6 elements"),
+    (lambda x: x.sum(dim=2), IndexError, "between -2 and 1"),
+    (lambda x: x[5], IndexError, "out of bounds"),
+    (lambda x: x.permute(0, 0), ValueError, "each of the 2 axes"),
+    (lambda x: x.split([1, 1], dim=1), ValueError, "add up to 3"),
+    (lambda x: Tensor([1, 2]).mean(), TypeError, "floating"),
+    (lambda x: x.expand(4, 3), ValueError, "can be repeated"),
+])  # fmt: skip
+def test_errors_say_what_was_expected(call, error, words):
+    with pytest.raises(error, match=words):
+        call(Tensor(np.ones((2, 3))))
+
+
+def test_ndarrays_on_the_left_are_left_to_the_tensor():
+    x = Tensor(np.ones(3), requires_grad=True)
+    for out in (np.ones(3) + x, np.ones(3) * x, np.ones((2, 3)) @ x, np.float64(2) * x):
+        assert isinstance(out, Tensor) and out.requires_grad
+
+
+def test_random_numbers_repeat_with_the_seed():
+    autograd.manual_seed(5)
+    first = autograd.randn(3).tolist(), autograd.randint(10, size=(4,)).tolist(), autograd.next_seed()
+    autograd.manual_seed(5)
+    assert first == (autograd.randn(3).tolist(), autograd.randint(10, size=(4,)).tolist(), autograd.next_seed())
