@@ -16,14 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autograd import no_grad
+from autograd import Tensor, no_grad
 from model.sampling import check_settings, sample
 from nn import KVCache
 
 if TYPE_CHECKING:
     from model.config import GPTConfig
 
-__all__ = ["Generation"]
+__all__ = ["Generation", "as_ids"]
+
+
+def as_ids(ids: Any, name: str) -> np.ndarray:
+    """Token ids as an int64 ndarray, from a list, an ndarray or a Tensor; ValueError for anything but integers."""
+    array = ids.array if isinstance(ids, Tensor) else np.asarray(ids)
+    if not array.size:
+        raise ValueError(f"{name} is empty; expected at least one token")
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers, got an array of {array.dtype}")
+    return array.astype(np.int64, copy=False)
 
 
 class Generation:
@@ -70,10 +80,11 @@ class Generation:
         Returns int64 (T + new,) or (B, T + new), prompt included. A prompt longer than block_size is read from its
         last block_size tokens. Raises ValueError (IndexError for ids out of range).
         """
-        prompt = np.asarray(getattr(idx, "array", idx))
+        prompt = as_ids(idx, "the prompt")
+        batch = prompt[None] if prompt.ndim == 1 else prompt  # (B, T)
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        columns = self._write(np.atleast_2d(prompt), max_new_tokens, settings, seed, stop_id)
-        text = np.concatenate([np.atleast_2d(prompt).astype(np.int64), *(c[:, None] for c in columns)], axis=1)
+        columns = self._write(batch, max_new_tokens, settings, seed, stop_id)
+        text = np.concatenate([batch, *(column[:, None] for column in columns)], axis=1)  # (B, T + new)
         return text[0] if prompt.ndim == 1 else text
 
     def stream(
@@ -88,7 +99,7 @@ class Generation:
         stop_id: int | None = None,
     ) -> Iterator[int]:
         """`generate` for one prompt (T,), yielding each new id as it is drawn. A stop_id is yielded, and the last."""
-        prompt = np.asarray(getattr(idx, "array", idx))
+        prompt = as_ids(idx, "the prompt")
         if prompt.ndim != 1:
             raise ValueError(f"stream continues one prompt (T,), got shape {prompt.shape}; use generate for several")
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -102,8 +113,8 @@ class Generation:
         check_settings(**settings)
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
-        if prompt.shape[-1] == 0:
-            raise ValueError("the prompt is empty; give at least one token to continue, such as <|endoftext|>")
+        if prompt.ndim != 2:
+            raise ValueError(f"a prompt is (T,) or (B, T) with at least one token, got shape {prompt.shape}")
         return self._columns(prompt, max_new_tokens, settings, np.random.default_rng(seed), stop_id)
 
     def _columns(

@@ -21,9 +21,9 @@ from typing import Any, Self
 import numpy as np
 
 import nn
-from autograd import Tensor
+from autograd import Tensor, no_grad
 from model.config import GPTConfig
-from model.generation import Generation
+from model.generation import Generation, as_ids
 from model.pretrained import read_pretrained, write_pretrained
 from nn import functional as F
 
@@ -113,10 +113,15 @@ class GPT(Generation, nn.Module):
         logits (B, T, V) [(T, V) for idx (T,)], or None; loss: mean cross-entropy in nats, 0-d, or None.
         Raises ValueError (IndexError for an id out of range) if idx is no batch of sequences that the model can read.
         """
-        x = self.hidden(idx, cache)  # (B, T, C)
+        if cache is not None:
+            if targets is not None:
+                raise ValueError("a cache is for writing, where no gradient flows; leave it out to compute a loss")
+            with no_grad():
+                return self.score(self.hidden(idx, cache)), None  # (B, T, V)
+        x = self.hidden(idx)  # (B, T, C)
         if targets is None:
             return self.score(x), None  # (B, T, V)
-        targets = _as_ids(targets, "targets")
+        targets = as_ids(targets, "targets")
         if targets.shape != x.shape[:-1]:
             raise ValueError(f"targets must have the shape of idx, {x.shape[:-1]}, got {targets.shape}")
         self._check_range(targets[targets != -100], "targets")
@@ -132,11 +137,11 @@ class GPT(Generation, nn.Module):
 
     def hidden(self, idx: Any, cache: list[nn.KVCache] | None = None) -> Tensor:
         """The vectors after the last norm: idx (B, T) → (B, T, C), or (T,) → (T, C). Arguments as in `forward`."""
-        idx = _as_ids(idx, "idx")
+        idx = as_ids(idx, "idx")
         if idx.ndim == 1:
             return self.hidden(idx[None], cache)[0]
-        if idx.ndim != 2 or not idx.size:
-            raise ValueError(f"idx must be (B, T) or (T,) with at least one token, got shape {idx.shape}")
+        if idx.ndim != 2:
+            raise ValueError(f"idx must be (B, T) or (T,), got shape {idx.shape}")
         self._check_range(idx, "idx")
         start = cache[0].length if cache else 0
         T = idx.shape[1]
@@ -175,10 +180,3 @@ class GPT(Generation, nn.Module):
     def save_pretrained(self, folder: str | PathLike) -> None:
         """Write config.json and model.safetensors, so that Hugging Face can load them where it has such a model."""
         write_pretrained(folder, self.config, self.state_dict())
-
-
-def _as_ids(ids: Any, name: str) -> np.ndarray:
-    array = ids.array if isinstance(ids, Tensor) else np.asarray(ids)
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be integers, got an array of {array.dtype}")
-    return array.astype(np.int64, copy=False)

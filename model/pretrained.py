@@ -31,7 +31,7 @@ from model.config import GPTConfig
 __all__ = ["read_pretrained", "write_pretrained"]
 
 # our layer → theirs (several: rows of ours one after the other)
-_GPT2 = {
+_GPT2: dict[str, tuple[str, ...]] = {
     "token_embedding": ("wte",),
     "position_embedding": ("wpe",),
     "blocks": ("h",),
@@ -44,7 +44,7 @@ _GPT2 = {
     "norm": ("ln_f",),
     "head": ("lm_head",),
 }
-_LLAMA = {
+_LLAMA: dict[str, tuple[str, ...]] = {
     "token_embedding": ("embed_tokens",),
     "blocks": ("layers",),
     "attention_norm": ("input_layernorm",),

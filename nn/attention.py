@@ -22,12 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from autograd import Tensor, next_seed, ops
+import autograd
+from autograd import Tensor, next_seed
 from nn import functional as F
 from nn.layers import Linear
 from nn.module import Module
 
 __all__ = ["CausalSelfAttention", "KVCache", "rotary_tables"]
+
+ops: Any = autograd.ops  # operators are declared as classes, which type checkers take literally
 
 
 @functools.lru_cache(maxsize=8)

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from autograd import Tensor, next_seed, ops
+import autograd
+from autograd import Tensor, next_seed
 
 __all__ = [
     "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear", "linear_cross_entropy",
@@ -23,6 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 Array = Any  # a Tensor or an ndarray
+ops: Any = autograd.ops  # operators are declared as classes, which type checkers take literally
 
 
 # Element by element

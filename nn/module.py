@@ -45,7 +45,7 @@ class Parameter(Tensor):
         self.decay = decay
 
     def __deepcopy__(self, memo: dict) -> Parameter:
-        copy = super().__deepcopy__(memo)
+        copy: Any = super().__deepcopy__(memo)
         copy.decay = self.decay
         return copy
 
@@ -383,15 +383,15 @@ class ModuleDict(Module):
         for name, module in modules.items():
             self[name] = module
 
-    def keys(self) -> Iterable[str]:
+    def keys(self) -> list[str]:
         """The names, in order of assignment."""
         return [name for name, _ in self.named_children()]
 
-    def values(self) -> Iterable[Module]:
+    def values(self) -> list[Module]:
         """The modules, in order of assignment."""
         return list(self.children())
 
-    def items(self) -> Iterable[tuple[str, Module]]:
+    def items(self) -> list[tuple[str, Module]]:
         """(name, module) pairs, in order of assignment."""
         return list(self.named_children())
 

@@ -108,10 +108,20 @@ def test_bad_input_is_refused_before_the_first_token():
         (lambda: gpt.stream([1], 3, temperature=-1), ValueError, "temperature"),
         (lambda: gpt.stream([1], 3, top_k=0), ValueError, "top_k"),
         (lambda: gpt.generate([99], 3), IndexError, "ids from 0 to 32"),
-        (lambda: gpt.generate([0.5], 3), ValueError, "integers"),
+        (lambda: gpt.generate([0.5], 0), ValueError, "integers"),
+        (lambda: gpt.generate([[[1]]], 3), ValueError, r"got shape \(1, 1, 1\)"),
     ]:
         with pytest.raises(error, match=message):
             call()
+
+
+def test_a_cache_is_not_for_training():
+    gpt = GPT(build(LLAMA))
+    idx = np.array([[1, 2]])
+    with pytest.raises(ValueError, match="leave it out to compute a loss"):
+        gpt(idx, idx, cache=gpt.make_cache())
+    assert not gpt(idx, cache=gpt.make_cache())[0].requires_grad
+    assert gpt(idx)[0].requires_grad
 
 
 def test_a_cache_of_another_size_is_refused():
