@@ -35,7 +35,6 @@ epilogue (one more pass over a tile costs less than one more compiled kernel; se
 from __future__ import annotations
 
 import functools
-import math
 import mmap
 from collections import deque
 from typing import Any, NamedTuple
@@ -58,7 +57,8 @@ WIDTH = 16 * VECTORS  # vectors
 GROUP = 8 * ROWS
 PACKED_ROW = DEPTH + 16  # not a power of two: rows that fall into the same cache set would evict each other
 SMALL = 2**18  # multiply-adds (about 3 µs) that aren't worth a second thread
-VECTOR_TASK = 2**16  # numbers of the matrix in one task of a matrix-vector product
+VECTOR_TASK = 2**15  # numbers of the matrix in one task of a product with a vector
+VECTOR_UNIT = 64  # its numbers of `out` are divided in multiples of this
 
 
 class Matrix(NamedTuple):
@@ -229,6 +229,47 @@ def _block(a, b, start, out, M, N, K, workspace):
 
 
 @kernel
+def _vector_block(x, b, start, out, K, N):
+    """out (N) = start (N) + x (K) @ b (K, N), where b's rows or its columns are contiguous."""
+    if b.row == 1:
+        for j in range(N):
+            total = start.start[j * start.column]
+            column = shift(b.start, j * b.column)
+            for k in range(K):
+                total += x[k] * column[k]
+            out.start[j * out.column] = total
+        return
+    y = out.start
+    for j in range(N):
+        y[j] = start.start[j * start.column]
+    for k in range(0, K - 3, 4):
+        b0, b1 = shift(b.start, k * b.row), shift(b.start, (k + 1) * b.row)
+        b2, b3 = shift(b.start, (k + 2) * b.row), shift(b.start, (k + 3) * b.row)
+        for j in range(N):
+            y[j] += (x[k] * b0[j] + x[k + 1] * b1[j]) + (x[k + 2] * b2[j] + x[k + 3] * b3[j])
+    for k in range(K // 4 * 4, K):
+        row = shift(b.start, k * b.row)
+        for j in range(N):
+            y[j] += x[k] * row[j]
+
+
+@kernel
+def _as_row(a, b, out):
+    """A product with a column turned into one with a row: (a @ b)ᵀ = bᵀ @ aᵀ."""
+    A, B, C = _matrix(a), _matrix(b), _matrix(out)
+    if len(out) == 1:
+        return A, B, C
+    return Matrix(B.start, B.column, B.row), Matrix(A.start, A.column, A.row), Matrix(C.start, C.column, C.row)
+
+
+@kernel
+def _is_vector_product(a, b, out):
+    """Whether `_vector_block` can do it. (Columns of b that are not contiguous are rare, and left to `_block`.)"""
+    x, matrix, y = _as_row(a, b, out)
+    return 1 in out.shape and x.column == 1 and (matrix.row == 1 or (matrix.column == 1 and y.column == 1))
+
+
+@kernel
 def _share(size, unit, part, parts):
     """Where part number `part` begins and how long it is, if `size` is cut evenly at multiples of `unit`."""
     units = -(-size // unit)
@@ -237,14 +278,16 @@ def _share(size, unit, part, parts):
 
 
 @kernel
-def _plan(M, N, batches, lanes, workers):
+def _plan(M, N, K, batches, lanes, vector, workers):
     """Into how many parts to cut M and N, so that all workers finish early.
 
     The costs are clocks per k: a tile takes 14 (28 multiply-adds on two units), packing about 3 for a panel of
     a and 6 for one of b. More tasks than workers even out what else the machine does: a bonus of a few percent.
     """
-    M_panels, N_panels = -(-M // ROWS), -(-N // (VECTORS * lanes))
+    if vector:  # tasks of a size that the threads' number has no part in: here the bits depend on the cut
+        return 1, max(1, min(M * N // VECTOR_UNIT, M * N * K // VECTOR_TASK))
     best, best_cost = (1, 1), np.inf
+    M_panels, N_panels = -(-M // ROWS), -(-N // (VECTORS * lanes))
     for tasks_per_worker in range(1, 5):
         tasks = -(-workers * tasks_per_worker // batches)
         for M_parts in range(1, min(tasks, M_panels) + 1):
@@ -258,104 +301,65 @@ def _plan(M, N, batches, lanes, workers):
 
 
 @kernel
-def _work(a, b, bias, out, offsets, accumulate, counter, workspace, M_parts, N_parts):
+def _work(a, b, bias, out, offsets, accumulate, vector, counter, workspace, M_parts, N_parts):
     """Take tasks until there are none. Any thread may do any task: its result doesn't depend on who did it."""
-    (M, K), N, L = a.shape, b.shape[1], lanes(pointer(workspace))
+    (M, K), N = a.shape, b.shape[1]
     A, B, C = _matrix(a), _matrix(b), _matrix(out)
+    bias_step = bias.strides[0] // bias.itemsize
+    M_unit, N_unit, width = ROWS, VECTORS * lanes(pointer(workspace)), WIDTH * lanes(pointer(workspace))
+    if vector:
+        A, B, C = _as_row(a, b, out)
+        if N == 1:
+            M, N, bias_step = 1, M, 0
+        N_unit, width = VECTOR_UNIT, N
     while True:
         task = fetch_add(pointer(counter))
         if task >= len(offsets) * M_parts * N_parts:
             break
         batch, part = divmod(task, M_parts * N_parts)
-        i, rows = _share(M, ROWS, part % M_parts, M_parts)
-        j, columns = _share(N, VECTORS * L, part // M_parts, N_parts)
-        a_offset, b_offset, out_offset = offsets[batch]
-        for left in range(j, j + columns, WIDTH * L):
-            block_a, block_b, block_out = _at(A, i, 0), _at(B, 0, left), _at(C, i, left)
-            target = Matrix(shift(block_out.start, out_offset), C.row, C.column)
-            start = Matrix(pointer(workspace), 0, 1)
+        i, rows = _share(M, M_unit, part % M_parts, M_parts)
+        j, columns = _share(N, N_unit, part // M_parts, N_parts)
+        for left in range(j, j + columns, width):
+            block_a, block_b, target = _at(A, i, 0), _at(B, 0, left), _at(C, i, left)
+            block_a = Matrix(shift(block_a.start, offsets[batch, 0]), A.row, A.column)
+            block_b = Matrix(shift(block_b.start, offsets[batch, 1]), B.row, B.column)
+            target = Matrix(shift(target.start, offsets[batch, 2]), C.row, C.column)
+            start = Matrix(pointer(workspace), 0, int(not vector))  # zeros
             if accumulate:
                 start = target
             elif bias.size:
-                start = Matrix(shift(pointer(bias), left), 0, 1)
-            _block(
-                Matrix(shift(block_a.start, a_offset), A.row, A.column),
-                Matrix(shift(block_b.start, b_offset), B.row, B.column),
-                start, target, rows, min(WIDTH * L, j + columns - left), K, pointer(workspace),
-            )  # fmt: skip
+                start = Matrix(shift(pointer(bias), left * bias_step), 0, bias_step)
+            columns_here = min(width, j + columns - left)
+            if vector:
+                _vector_block(block_a.start, block_b, start, target, K, columns_here)
+            else:
+                _block(block_a, block_b, start, target, rows, columns_here, K, pointer(workspace))
 
 
 @kernel
-def _vector_block(x, b, start, start_step, out, out_step, K, N):
-    """out (N) = start + x (K) @ b (K, N), where b's rows or its columns are contiguous."""
-    if b.row == 1:
-        for j in range(N):
-            total = start[j * start_step]
-            for k in range(K):
-                total += x[k] * b.start[j * b.column + k]
-            out[j * out_step] = total
-    else:
-        for j in range(N):
-            out[j] = start[j * start_step]
-        for k in range(0, K - 3, 4):
-            b0, b1 = shift(b.start, k * b.row), shift(b.start, (k + 1) * b.row)
-            b2, b3 = shift(b.start, (k + 2) * b.row), shift(b.start, (k + 3) * b.row)
-            for j in range(N):
-                out[j] += (x[k] * b0[j] + x[k + 1] * b1[j]) + (x[k + 2] * b2[j] + x[k + 3] * b3[j])
-        for k in range(K // 4 * 4, K):
-            for j in range(N):
-                out[j] += x[k] * b.start[k * b.row + j]
-
-
-@kernel
-def _vector_operands(a, b, out):
-    """A product with a column as one with a row: (a @ b)ᵀ = bᵀ @ aᵀ."""
-    A, B, C = _matrix(a), _matrix(b), _matrix(out)
-    if len(out) == 1:
-        return A, B, C, out.shape[1]
-    return Matrix(B.start, 1, B.row), Matrix(A.start, A.column, A.row), Matrix(C.start, 1, C.row), len(out)
-
-
-@kernel
-def _vector_tasks(a, b, out):
-    """How many tasks a product with a vector is; 0 if it isn't one, or its strides are not for `_vector_block`."""
-    x, matrix, y, N = _vector_operands(a, b, out)
-    if 1 not in out.shape or x.column != 1 or not (matrix.row == 1 or (matrix.column == 1 and y.column == 1)):
-        return 0
-    return min(-(-N // 64), -(-a.shape[1] * N // VECTOR_TASK))
-
-
-@kernel
-def _vector_work(a, b, bias, out, accumulate, zeros, task, tasks):
-    x, matrix, y, N = _vector_operands(a, b, out)
-    j, columns = _share(N, 64, task, tasks)
-    y = _at(y, 0, j)
-    start, step = pointer(zeros), 0
-    if accumulate:
-        start, step = y.start, y.column
-    elif bias.size:
-        step = int(bias.size > 1)
-        start = shift(pointer(bias), j * step)
-    _vector_block(x.start, _at(matrix, 0, j), start, step, y.start, y.column, a.shape[1], columns)
+def _between_numbers(array):
+    """Whether rows or columns begin inside a number, as fields of a packed structured array may."""
+    return array.strides[0] % array.itemsize != 0 or array.strides[-1] % array.itemsize != 0
 
 
 def _multiply(a, b, bias, out, offsets, accumulate, counter, workspace):
-    """The compiled program. offsets (batches, 3): where each a, b and out begin; counter (1,): tasks taken."""
-    (M, K), N = a.shape, b.shape[1]
-    tasks = _vector_tasks(a, b, out) if len(offsets) == 1 else 0
-    if tasks == 1:
-        _vector_work(a, b, bias, out, accumulate, workspace[0], 0, 1)
-    elif tasks:
-        for task in prange(tasks):
-            _vector_work(a, b, bias, out, accumulate, workspace[0], task, tasks)
-    elif len(workspace) == 1 or len(offsets) * M * N * K < SMALL:
-        counter[0] = 0
-        _work(a, b, bias, out, offsets, accumulate, counter, workspace[0], 1, 1)
+    """The compiled program. offsets (batches, 3): where each a, b and out begin; counter (1,): tasks taken.
+
+    Returns False, having done nothing, where an array's strides are not multiples of its numbers' size.
+    """
+    if _between_numbers(a) or _between_numbers(b) or _between_numbers(bias) or _between_numbers(out):
+        return False
+    (M, K), N, L = a.shape, b.shape[1], lanes(pointer(a))
+    vector = len(offsets) == 1 and _is_vector_product(a, b, out)
+    M_parts, N_parts = _plan(M, N, K, len(offsets), L, vector, len(workspace))
+    small = M_parts * N_parts * len(offsets) == 1 or (len(offsets) * M * N * K < SMALL and not vector)
+    counter[0] = 0
+    if small or len(workspace) == 1:
+        _work(a, b, bias, out, offsets, accumulate, vector, counter, workspace[0], M_parts, N_parts)
     else:
-        counter[0] = 0
-        M_parts, N_parts = _plan(M, N, len(offsets), lanes(pointer(a)), len(workspace))
         for worker in prange(len(workspace)):
-            _work(a, b, bias, out, offsets, accumulate, counter, workspace[worker], M_parts, N_parts)
+            _work(a, b, bias, out, offsets, accumulate, vector, counter, workspace[worker], M_parts, N_parts)
+    return True
 
 
 class _Product:
@@ -367,7 +371,7 @@ class _Product:
         write = types.Array(number, 2, "A")
         integers = lambda ndim: types.Array(types.int64, ndim, "C")
         arrays = (read(2), read(2), read(1), write, integers(2))
-        signature = types.void(*arrays, types.boolean, integers(1), types.Array(number, 2, "C"))
+        signature = types.boolean(*arrays, types.boolean, integers(1), types.Array(number, 2, "C"))
         self.program = kernel(_multiply, signature=signature, parallel=True)
         self.dtype = dtype
         self.no_bias = np.empty(0, dtype)
@@ -462,12 +466,10 @@ def matmul(
         offsets = _offsets(batch, a, b, out)
         a, b, first = (x[(0,) * len(batch)] for x in (a, b, out))
     workspace = product.workspace()
-    try:
-        product.program(a, b, start, first, offsets, accumulate, *workspace)
-    except TypeError:  # the one kind of array that the compiled program does not take
-        raise ValueError("matmul needs arrays whose numbers are aligned in memory; copy them first") from None
-    finally:
-        product.free.append(workspace)
+    done = product.program(a, b, start, first, offsets, accumulate, *workspace)
+    product.free.append(workspace)
+    if not done:
+        raise ValueError("matmul needs strides that are multiples of the item size; copy the arrays first")
     return out
 
 
