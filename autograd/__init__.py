@@ -64,7 +64,7 @@ from .ops import (
 )
 from .tensor import Tensor
 
-float32, float64, int64, int32, bool = np.float32, np.float64, np.int64, np.int32, np.bool_  # noqa: A001
+float32, float64, int64, int32, bool = np.float32, np.float64, np.int64, np.int32, np.bool_
 
 
 def cat(tensors: Any, dim: int = 0) -> Tensor:

@@ -9,8 +9,27 @@ import numpy as np
 from .graph import Variable
 from .tensor import Tensor
 
-__all__ = ["arange", "empty", "eye", "from_numpy", "full", "full_like", "generator", "linspace", "manual_seed",
-           "next_seed", "ones", "ones_like", "rand", "randint", "randn", "randperm", "tensor", "zeros", "zeros_like"]
+__all__ = [
+    "arange",
+    "empty",
+    "eye",
+    "from_numpy",
+    "full",
+    "full_like",
+    "generator",
+    "linspace",
+    "manual_seed",
+    "next_seed",
+    "ones",
+    "ones_like",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "tensor",
+    "zeros",
+    "zeros_like",
+]
 
 
 def _shape(sizes: tuple) -> tuple[int, ...]:

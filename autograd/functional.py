@@ -13,8 +13,7 @@ import numpy as np
 
 from .creation import generator, zeros_like
 from .graph import Variable, enable_grad, recompute_in_backward, run_backward
-from .op import alias
-from .ops import stack
+from .ops import alias, stack
 from .tensor import Tensor, start
 
 __all__ = ["checkpoint", "grad", "hessian", "hvp", "jacobian", "jvp", "vjp"]
@@ -58,19 +57,28 @@ def grad(
         raise ValueError(f"grad: expected one of grad_outputs for each of {len(outputs)} outputs, got {len(weights)}")
     for x in inputs:
         if x.node is None:
-            raise RuntimeError("grad: expected inputs that require grad, got one without history; call x.requires_grad_() "
-                               "before computing the outputs")
+            raise RuntimeError(
+                "grad: expected inputs that require grad, got one without history; call x.requires_grad_() "
+                "before computing the outputs"
+            )
     roots = [start(output, weight, create_graph) for output, weight in zip(outputs, weights, strict=True)]
-    found = run_backward(roots, targets=[x.node for x in inputs], create_graph=create_graph,
-                         retain_graph=create_graph if retain_graph is None else retain_graph)
-    gradients = []
+    found = run_backward(
+        roots,
+        targets=[x.node for x in inputs],
+        create_graph=create_graph,
+        retain_graph=create_graph if retain_graph is None else retain_graph,
+    )
+    gradients: list[Any] = []
     for i, x in enumerate(inputs):
         gradient = found.get(x.node)
         if gradient is None and not allow_unused:
-            raise RuntimeError(f"grad: input {i} of shape {x.shape} was not used to compute the outputs; pass allow_unused="
-                               f"True to get None for it")
-        gradients.append(gradient if gradient is None or isinstance(gradient, Variable) else
-                         Variable.wrap(np.asarray(gradient)))
+            raise RuntimeError(
+                f"grad: input {i} of shape {x.shape} was not used to compute the outputs; pass allow_unused="
+                f"True to get None for it"
+            )
+        gradients.append(
+            gradient if gradient is None or isinstance(gradient, Variable) else Variable.wrap(np.asarray(gradient))
+        )
     return tuple(gradients)
 
 
@@ -101,7 +109,9 @@ def jvp(function: Callable, inputs: Tensors, v: Tensors, create_graph: bool = Fa
     """(function(inputs), J v) with J the Jacobian at `inputs`. `v` has the shape of the inputs."""
     with enable_grad():
         outputs, arguments = _call(function, inputs)
-        weights = tuple(zeros_like(o).requires_grad_() for o in _tuple(outputs))  # any value will do: vᵀJ is linear in v
+        weights = tuple(
+            zeros_like(o).requires_grad_() for o in _tuple(outputs)
+        )  # any value will do: vᵀJ is linear in v
         rows = _grad_or_zero(outputs, arguments, weights, create_graph=True)
         return outputs, _like(outputs, _grad_or_zero(rows, weights, v, create_graph))
 
@@ -131,7 +141,9 @@ def jacobian(function: Callable, inputs: Tensors, create_graph: bool = False) ->
             found = grad(output, arguments, unit, retain_graph=True, create_graph=create_graph, allow_unused=True)
             rows.append(tuple(zeros_like(x) if g is None else g for g, x in zip(found, arguments, strict=True)))
         columns = [
-            stack(column).reshape(*output.shape, *x.shape) if rows else Variable.wrap(np.zeros(output.shape + x.shape, x.dtype))
+            stack(column).reshape(*output.shape, *x.shape)
+            if rows
+            else Variable.wrap(np.zeros(output.shape + x.shape, x.dtype))
             for column, x in zip(zip(*rows, strict=True) if rows else [()] * len(arguments), arguments, strict=True)
         ]
         return _like(inputs, columns)

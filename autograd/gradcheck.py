@@ -20,7 +20,7 @@ import numpy as np
 
 from .functional import grad
 from .graph import Variable, enable_grad, no_grad
-from .op import alias
+from .ops import alias
 from .tensor import Tensor
 
 __all__ = ["GradcheckError", "gradcheck", "gradgradcheck", "numeric_jacobian"]

@@ -46,7 +46,7 @@ from typing import Any
 
 import numpy as np
 
-from .graph import Node, Saved, Storage, Variable, _switch, check_finite, keep, run_backward, state
+from .graph import Node, Storage, Variable, check_finite, keep, run_backward, state
 
 __all__ = ["Op", "Sample", "fused", "primitive", "registry"]
 
@@ -168,8 +168,10 @@ class Op:
             elif suffix in ("shape", "dtype") and base in self.inputs:
                 yield argument, suffix, self.inputs.index(base)
             else:
-                raise TypeError(f"{self.name}: a rule asks for {argument!r}, which is neither an input, `out`, an extra "
-                                f"({', '.join(self.extras) or 'none'}) nor a parameter ({', '.join(self.params) or 'none'})")
+                raise TypeError(
+                    f"{self.name}: a rule asks for {argument!r}, which is neither an input, `out`, an extra "
+                    f"({', '.join(self.extras) or 'none'}) nor a parameter ({', '.join(self.params) or 'none'})"
+                )
 
     def _plan(self, needs: tuple) -> tuple[str, ...]:
         """Names of what must be saved when the inputs marked in `needs` want a gradient."""
@@ -203,7 +205,7 @@ class Op:
             arrays = promote(arrays, self.floats, kinds="f" if self.is_fused else "iuf")
 
         tracked = tracked and state.recording
-        needs = ()
+        needs: tuple[bool, ...] = ()
         if tracked:
             needs = tuple(
                 isinstance(x, Variable) and x.node is not None and (self.variadic or i in self.differentiable)
@@ -222,7 +224,12 @@ class Op:
             out = np.asarray(out)  # NumPy turns 0-d results into scalars
 
         storage = None
-        if self.view and isinstance(inputs[0], Variable) and out.base is not None and np.may_share_memory(out, arrays[0]):
+        if (
+            self.view
+            and isinstance(inputs[0], Variable)
+            and out.base is not None
+            and np.may_share_memory(out, arrays[0])
+        ):
             storage = inputs[0].storage
         result = Variable.wrap(out, None, storage)
         if tracked:
@@ -260,15 +267,17 @@ class Op:
         shapes = ", ".join(str(np.shape(x)) for x in arrays if x is not None)
         text = str(error)
         if self.broadcasts and "broadcast" in text:
-            return (f"{self.name}: expected shapes that broadcast (aligned at the right, equal or 1), got {shapes}; "
-                    f"reshape or unsqueeze one of them")
+            return (
+                f"{self.name}: expected shapes that broadcast (aligned at the right, equal or 1), got {shapes}; "
+                f"reshape or unsqueeze one of them"
+            )
         return text if text.startswith(self.name) else f"{self.name} of shapes {shapes}: {text}"
 
     # -- the backward pass ----------------------------------------------------------------------------------------
 
     def differentiate(self, node: Node, dout: np.ndarray, needs: tuple) -> Iterator[tuple[int, Any]]:
         """Gradients of the inputs as arrays, by the operator's own rules."""
-        saved = {name: _unpack(value, name, self.name) for name, value in zip(node.plan, node.saved, strict=True)}
+        saved = {name: _unpack(value, name, self.name) for name, value in zip(node.plan, node.saved or (), strict=True)}
         return self._apply_rules(node, dout, needs, saved)
 
     def differentiate_recorded(self, node: Node, dout: Variable, needs: tuple) -> Iterator[tuple[int, Any]]:
@@ -283,6 +292,7 @@ class Op:
             return
         assert self.plain is not None
         # Through an alias, the gradient of one input does not run on into another that was computed from it.
+        alias = registry["alias"]
         aliases = [alias(saved[name]) if need else saved[name] for name, need in zip(self.inputs, needs, strict=False)]
         out = self.plain(*aliases, **node.params)
         targets = [x.node for x, need in zip(aliases, needs, strict=True) if need]
@@ -307,7 +317,7 @@ class Op:
             return Variable.wrap(array, edge) if isinstance(array, np.ndarray) else array
 
         tensors: dict[str, Any] = {}
-        for name, value in zip(node.plan, node.saved, strict=True):  # type: ignore[arg-type]
+        for name, value in zip(node.plan, node.saved or (), strict=True):
             if name == "out":
                 tensors[name] = attach(value, name, node)
             elif name in self.extras:
@@ -352,8 +362,14 @@ def promote(arrays: list, floats: bool, kinds: str = "iuf") -> list:
         target = np.dtype(np.float32)
     else:
         return arrays
-    return [x.astype(target, copy=False) if isinstance(x, np.ndarray | np.generic) else
-            np.asarray(x, target) if floats and isinstance(x, int | float) else x for x in arrays]
+    return [
+        x.astype(target, copy=False)
+        if isinstance(x, np.ndarray | np.generic)
+        else np.asarray(x, target)
+        if floats and isinstance(x, int | float)
+        else x
+        for x in arrays
+    ]
 
 
 def primitive(declaration: type) -> Any:
@@ -364,25 +380,3 @@ def primitive(declaration: type) -> Any:
 def fused(declaration: type) -> Any:
     """Declare an operator that has a `plain` definition beside a fast `forward` and a hand-derived `vjp`."""
     return Op(declaration, is_fused=True)
-
-
-@primitive
-class alias:
-    """out = x
-
-    dx = dout
-
-    The same value under a name of its own in the graph.
-    """
-
-    view = True
-
-    def forward(x):
-        return x.view()
-
-    def dx(dout):
-        return dout
-
-    def samples(rng):
-        yield Sample((rng.normal(size=(2, 3)),))
-        yield Sample((rng.normal(size=()),))

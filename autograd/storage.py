@@ -83,7 +83,7 @@ class Storage:
         return lease.fingerprint is None or lease.fingerprint == self._fingerprint()
 
     def _fingerprint(self) -> int:
-        return zlib.crc32(np.ascontiguousarray(self.root).reshape(-1).view(np.uint8))
+        return zlib.crc32(np.ascontiguousarray(self.root).reshape(-1).view(np.uint8).data)
 
 
 class Saved:

@@ -20,7 +20,6 @@ import numpy as np
 
 from . import ops
 from .graph import Leaf, Variable, run_backward, state
-from .op import alias
 from .ops._axes import normalize_axis
 from .ops.selection import plain_index
 
@@ -455,12 +454,16 @@ class Tensor(Variable):
         return ops.mean(self, dim, keepdim)
 
     @_numpy_spelling
-    def var(self, dim: Any = None, correction: float = 1, keepdim: bool = False, unbiased: bool | None = None) -> Tensor:
+    def var(
+        self, dim: Any = None, correction: float = 1, keepdim: bool = False, unbiased: bool | None = None
+    ) -> Tensor:
         """The variance; `correction` is 1 (Bessel's) as in PyTorch, `unbiased=False` is its old name for 0."""
         return ops.var(self, dim, correction if unbiased is None else int(unbiased), keepdim)
 
     @_numpy_spelling
-    def std(self, dim: Any = None, correction: float = 1, keepdim: bool = False, unbiased: bool | None = None) -> Tensor:
+    def std(
+        self, dim: Any = None, correction: float = 1, keepdim: bool = False, unbiased: bool | None = None
+    ) -> Tensor:
         return ops.std(self, dim, correction if unbiased is None else int(unbiased), keepdim)
 
     @_numpy_spelling
@@ -603,11 +606,11 @@ class Tensor(Variable):
 
     def tril(self, diagonal: int = 0) -> Tensor:
         """The elements on and below a diagonal of the last two axes, 0 elsewhere."""
-        return ops.where(np.tri(*self.shape[-2:], diagonal, dtype=bool), self, 0)
+        return ops.where(np.tri(self.shape[-2], self.shape[-1], diagonal, dtype=np.bool_), self, 0)
 
     def triu(self, diagonal: int = 0) -> Tensor:
         """The elements on and above a diagonal of the last two axes, 0 elsewhere."""
-        return ops.where(np.tri(*self.shape[-2:], diagonal - 1, dtype=bool), 0, self)
+        return ops.where(np.tri(self.shape[-2], self.shape[-1], diagonal - 1, dtype=np.bool_), 0, self)
 
     # -- choosing elements ------------------------------------------------------------------------------------------
 
@@ -758,5 +761,5 @@ def start(output: Tensor, gradient: Any, create_graph: bool) -> tuple[Any, Any]:
     if gradient.dtype != output.dtype:
         gradient = gradient.to(output.dtype)
     if create_graph:
-        return output.node, gradient if gradient.node is not None else alias(gradient)
+        return output.node, gradient if gradient.node is not None else ops.alias(gradient)
     return output.node, gradient.array

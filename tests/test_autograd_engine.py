@@ -179,7 +179,7 @@ def test_only_floating_leaves_require_grad():
         y.requires_grad = False
 
 
-# -- saved arrays -----------------------------------------------------------------------------------------------------
+# -- saved arrays ----------------------------------------------------------------------------------------------------
 
 
 def write_through_data(x):
@@ -255,7 +255,7 @@ def test_in_place_changes_inside_a_graph_are_refused():
     assert x is not before and not x.is_leaf
 
 
-# -- hooks --------------------------------------------------------------------------------------------------------------
+# -- hooks -----------------------------------------------------------------------------------------------------------
 
 
 def test_hooks_see_and_replace_gradients():
@@ -288,7 +288,7 @@ def test_retain_grad_keeps_the_gradient_of_a_result():
     np.testing.assert_array_equal(y.grad.array, [3, 3, 3])
 
 
-# -- checkpoint and anomalies ---------------------------------------------------------------------------------------------
+# -- checkpoint and anomalies ----------------------------------------------------------------------------------------
 
 
 def test_checkpoint_gives_the_same_gradients_and_keeps_nothing():
@@ -365,7 +365,7 @@ def test_anomalies_are_caught_where_they_are_made():
             y.sum().backward()
 
 
-# -- the calculus ------------------------------------------------------------------------------------------------------------
+# -- the calculus ----------------------------------------------------------------------------------------------------
 
 
 def test_jvp_and_vjp_are_transposes_of_one_map():

@@ -116,7 +116,7 @@ def test_any_index_reads_and_scatters_as_numpy_does(data):
     np.testing.assert_allclose(x.grad.array, expected, rtol=1e-12)
 
 
-# -- dtypes -------------------------------------------------------------------------------------------------------------
+# -- dtypes ----------------------------------------------------------------------------------------------------------
 
 
 def test_python_floats_are_float32_and_arrays_keep_their_dtype():
@@ -147,7 +147,7 @@ def test_each_input_gets_a_gradient_of_its_own_dtype():
     assert x.grad.dtype == np.float32 and y.grad.dtype == np.float64
 
 
-# -- memory ---------------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_tensor_copies_what_it_is_made_of():

@@ -13,8 +13,30 @@ from ..op import Sample, primitive
 from ._axes import normalize_axes, normalize_axis
 from .selection import getitem
 
-__all__ = ["cast", "chunk", "clone", "concatenate", "expand", "flip", "permute", "reshape", "split", "squeeze", "stack",
+__all__ = ["alias", "cast", "chunk", "clone", "concatenate", "expand", "flip", "permute", "reshape", "split", "squeeze", "stack",
            "swapaxes", "unsqueeze"]
+
+
+@primitive
+class alias:
+    """out = x
+
+    dx = dout
+
+    The same value under a name of its own in the graph.
+    """
+
+    view = True
+
+    def forward(x):
+        return x.view()
+
+    def dx(dout):
+        return dout
+
+    def samples(rng):
+        yield Sample((rng.normal(size=(2, 3)),))
+        yield Sample((rng.normal(size=()),))
 
 
 @primitive
