@@ -10,6 +10,7 @@ Exit codes: 0 done; 2 something to mend, told in one line; 130 stopped by Ctrl-C
 """
 
 import dataclasses
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,18 +64,17 @@ def write(arguments: Arguments) -> None:
             prompt, arguments.tokens, temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p,
             seed=arguments.seed, stop_id=tokenizer.eot_id,
         )  # fmt: skip
-        first = next(stream, tokenizer.eot_id)  # settings are looked at when the first token is asked for
+        first = list(itertools.islice(stream, 1))  # settings are looked at when the first token is asked for
     block_size = model.config.block_size
     if len(prompt) > block_size:
         print(f"the prompt has {len(prompt)} tokens; the model sees the last {block_size}", file=sys.stderr)
 
     decoder = tokenizer.decoder()
     sys.stdout.write(arguments.prompt)
-    token = first
-    while token != tokenizer.eot_id:
-        sys.stdout.write(decoder.feed(token))  # characters as they become whole
-        sys.stdout.flush()
-        token = next(stream, tokenizer.eot_id)
+    for token in itertools.chain(first, stream):
+        if token != tokenizer.eot_id:
+            sys.stdout.write(decoder.feed(token))  # characters as they become whole
+            sys.stdout.flush()
     sys.stdout.write(decoder.finish() + "\n")
     sys.stdout.flush()
 

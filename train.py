@@ -94,7 +94,7 @@ def train(settings: Settings, screen: Screen) -> int:
     lengths = token_lengths(tokenizer)
     steps, every = settings.train.steps, settings.train
     with stop_on_signals() as stop:
-        for step in range(first_step, steps + 1):
+        for step in range(first_step, max(first_step, steps) + 1):
             is_last = step >= steps
             is_due = is_last or is_multiple(step, every.eval_interval)
             if (is_due or stop) and saved_step != step:
@@ -138,8 +138,7 @@ def train(settings: Settings, screen: Screen) -> int:
     if stop:
         screen.note(f"stopped and saved at step {step}; go on with: python train.py --resume --out {run.folder}")
         return stop.exit_code
-    screen.note(f"done; the report is {page}, and this writes from the model:")
-    screen.note(f'    python generate.py --run {run.folder} --prompt "{settings.train.sample_prompt}"')
+    screen.note(f"done; the report is {page}; more text comes from: python generate.py --run {run.folder}")
     return 0
 
 

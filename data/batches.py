@@ -58,11 +58,10 @@ def validation_batches(
     """
     n_targets = len(ids) - 1
     n_windows = n_targets // block_size
-    chosen = np.arange(n_windows)
-    whole = max_tokens is None or n_targets <= max_tokens or n_windows == 0
-    if not whole:
+    chosen, whole = np.arange(n_windows), True
+    if max_tokens is not None and n_targets > max_tokens and n_windows:
         count = max(1, max_tokens // block_size)
-        chosen = np.arange(count) * n_windows // count
+        chosen, whole = np.arange(count) * n_windows // count, False
     for first in range(0, len(chosen), batch_size):
         starts = chosen[first : first + batch_size] * block_size
         yield _windows(ids, starts, block_size)

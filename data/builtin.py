@@ -30,7 +30,8 @@ def builtin_documents() -> tuple[str, ...]:
     for path in sorted(library.rglob("*.py")):
         relative = path.relative_to(library)
         if not LEFT_OUT.intersection(relative.parts):
-            new = [text for text in _docstrings(path) if not (text in seen or seen.add(text))]
+            new = [text for text in dict.fromkeys(_docstrings(path)) if text not in seen]
+            seen.update(new)
             named[relative.as_posix()] = "\n\n".join(new)
     order = sorted(named, key=lambda name: hashlib.sha256(name.encode()).digest())
     return tuple(named[name].strip() + "\n" for name in order if named[name].strip())

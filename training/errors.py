@@ -66,7 +66,8 @@ def one_line_errors(program: str) -> Iterator[None]:
 
 
 def suggestion(name: str, known: Iterable[str], dashes: str = "") -> str:
-    """`; did you mean X?`, where one of the known names is near or ends in `name`; else an empty string."""
+    """`; did you mean X?`, where a known name is near or is the same in another section; else an empty string."""
     known = list(known)
-    near = [k for k in known if k.endswith(f".{name}")] or difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    last = name.rpartition(".")[2]
+    near = [k for k in known if k.rpartition(".")[2] == last] or difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     return f"; did you mean {dashes}{near[0]}?" if near else ""

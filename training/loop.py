@@ -9,7 +9,6 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -47,7 +46,8 @@ class Evaluation:
 
 def make_optimizer(model: GPT, settings: OptimSettings) -> AdamW:
     """AdamW over a model; norms and biases never decay, embeddings if the settings say so."""
-    decayed, others = [], []
+    decayed: list[ag.Tensor] = []
+    others: list[ag.Tensor] = []
     for parameter in model.parameters():
         is_table = parameter.array.ndim >= 2 and settings.decay_embeddings
         (decayed if parameter.decay or is_table else others).append(parameter)
@@ -70,16 +70,17 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 def learning_rate(step: int, settings: OptimSettings, steps: int) -> float:
     """The rate for the update from `step` to `step + 1`."""
-    rise = {"max_lr": settings.lr, "warmup_steps": settings.warmup_steps}
-    decay_steps = settings.decay_steps or steps // 5
-    rate = {
-        "constant": schedule.constant,
-        "cosine": partial(schedule.warmup_cosine, total_steps=steps, min_lr=settings.min_lr),
-        "wsd": partial(
-            schedule.warmup_stable_decay, total_steps=steps, min_lr=settings.min_lr, decay_steps=decay_steps
-        ),
-    }[settings.schedule]
-    return rate(step, **rise)
+    warmup_steps = min(settings.warmup_steps, steps - 1)
+    if settings.schedule == "constant":
+        return schedule.constant(step, max_lr=settings.lr, warmup_steps=warmup_steps)
+    if settings.schedule == "wsd":
+        return schedule.warmup_stable_decay(
+            step, max_lr=settings.lr, min_lr=settings.min_lr, total_steps=steps, warmup_steps=warmup_steps,
+            decay_steps=settings.decay_steps or steps // 5,
+        )  # fmt: skip
+    return schedule.warmup_cosine(
+        step, max_lr=settings.lr, min_lr=settings.min_lr, total_steps=steps, warmup_steps=warmup_steps
+    )
 
 
 def update(
