@@ -133,6 +133,11 @@ class Tokenizer:
         return "bpe" if len(self.merges) else "bytes"
 
     @property
+    def tokens(self) -> dict[int, builtins.bytes]:
+        """Ordinary tokens, id to bytes (a copy)."""
+        return dict(self._tokens)
+
+    @property
     def special_tokens(self) -> dict[str, int]:
         """Special tokens, text to id, in order of their ids (a copy)."""
         return dict(self._special_tokens)
