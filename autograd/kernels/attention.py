@@ -26,7 +26,6 @@ between keys and values.
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir as llvm
 from numba import types
 from numba.extending import intrinsic
 
@@ -42,10 +41,10 @@ ROWS = 8 if host().vector_bytes == 64 else 4  # of a register tile; its columns 
 UNROLL = 4
 QUERIES = 64  # in a block; a multiple of ROWS
 KEYS = 64  # in a block; a multiple of two vectors
-FEW = 4  # with so few queries (a token being generated) packing does not pay
+GROUP = 4  # queries that pass through softmax together; divides ROWS
 
 
-# --- what is emitted: the products and the exponentials ---
+# --- what is emitted: products, exponentials, copies ---
 
 
 def _tile(name: str, along_rows: bool, accumulate: bool):
@@ -54,8 +53,7 @@ def _tile(name: str, along_rows: bool, accumulate: bool):
     `along_rows`: a is stored row by row, `a_stride` apart; else column by column. The rows of b are b_stride apart.
     """
     def body(e, a, a_stride, b, b_stride, steps, out, out_stride):
-        times = e.builder.mul
-        row = lambda base, stride, i: e.at(base, times(stride, INT(i)))
+        row = lambda base, stride, i: e.at(base, e.builder.mul(stride, INT(i)))
         cells = [(i, v) for i in range(ROWS) for v in range(2)]
         starts = [row(a, a_stride, i) for i in range(ROWS)] if along_rows else [a]
         with e.loop(steps, [*starts, b, *(e.zero() for _ in cells)]) as carried:
@@ -85,78 +83,125 @@ add_product = _tile("add_product", along_rows=True, accumulate=True)
 add_transposed_product = _tile("add_transposed_product", along_rows=False, accumulate=True)
 
 
-def _visible(e, first, visible):
-    """For the vector of columns from `first` on: which of them are below `visible`."""
-    kind = llvm.VectorType(INT, e.lanes)
-    index = llvm.Constant(kind, [INT(i) for i in range(e.lanes)])
-    return e.builder.icmp_signed("<", index, _splat(e, e.builder.sub(visible, first), kind))
-
-
-def _splat(e, value, kind):
-    first = e.builder.insert_element(llvm.Constant(kind, llvm.Undefined), value, llvm.IntType(32)(0))
-    return e.shuffle(first, first, [0] * e.lanes)
-
-
 @intrinsic
-def softmax_step(typingctx, scores, vectors, visible, maximum, total, sums, width):
-    """One query meets a block of keys: scores become exp(score − m), 0 from `visible` on; m, l and Σ p·v adapt.
+def softmax_step(typingctx, scores, vectors, maximum, total, sums, width, first):
+    """`GROUP` queries meet a block of keys: scores become exp(score − m), and m, l and Σ p·v adapt.
 
-    `maximum` points to m in every lane, `total` to a vector whose lanes add up to l, `sums` to `width` vectors Σ p·v.
+    For each query `maximum` holds m in every lane, `total` a vector whose lanes add up to l, and `sums` `width` numbers
+    Σ p·v (all zero, if this is the `first` block). Several queries at once, because each by itself is one long
+    chain of dependent instructions.
     """
-    def body(e, scores, vectors, visible, maximum, total, sums, width):
-        builder = e.builder
-        at = lambda base, i: e.at(base, builder.mul(i, INT(e.lanes)))
-        largest = lambda x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y)
-        lowest = constant(e.vector, -np.inf)
-        before = e.load(maximum)
-        with e.loop(vectors, [INT(0), before]) as carried:
-            i, m = carried
-            x = e.load(at(scores, i))
-            m = largest(builder.select(_visible(e, builder.mul(i, INT(e.lanes)), visible), x, lowest), m)
-            carried[:] = [builder.add(i, INT(1)), m]
-        m, half = carried[1], e.lanes // 2
+    def body(e, scores, vectors, maximum, total, sums, width, first):
+        builder, group = e.builder, range(GROUP)
+        score = lambda row, i: e.at(e.at(scores, row * KEYS), i)
+        state = lambda base, row: e.at(base, row * e.lanes)
+        larger = lambda x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y)
+        next_vector = lambda i: builder.add(i, INT(e.lanes))
+        before = [e.load(state(maximum, row)) for row in group]
+        with e.loop(vectors, [INT(0), *before]) as carried:
+            i, *m = carried
+            carried[:] = [next_vector(i), *(larger(e.load(score(row, i)), m[row]) for row in group)]
+        m, half = carried[1:], e.lanes // 2
         while half:
-            m = largest(m, e.shuffle(m, m, [i ^ half for i in range(e.lanes)]))
+            order = [lane ^ half for lane in range(e.lanes)]
+            m = [larger(x, e.shuffle(x, x, order)) for x in m]
             half //= 2
-        e.store(m, maximum)
-        shrink = emit_exp(builder, builder.fsub(before, m))
-        with e.loop(vectors, [INT(0), builder.fmul(e.load(total), shrink)]) as carried:
-            i, l = carried
-            p = emit_exp(builder, builder.fsub(e.load(at(scores, i)), m))
-            p = builder.select(_visible(e, builder.mul(i, INT(e.lanes)), visible), p, e.zero())
-            e.store(p, at(scores, i))
-            carried[:] = [builder.add(i, INT(1)), builder.fadd(l, p)]
-        e.store(carried[1], total)
-        with e.loop(width, [INT(0)]) as carried:
-            i, = carried
-            e.store(builder.fmul(e.load(at(sums, i)), shrink), at(sums, i))
-            carried[:] = [builder.add(i, INT(1))]
+        with builder.if_then(builder.icmp_signed("==", first, INT(0))):
+            shrink = [emit_exp(builder, builder.fsub(before[row], m[row]), positive=False) for row in group]
+            for row in group:
+                e.store(builder.fmul(e.load(state(total, row)), shrink[row]), state(total, row))
+            with e.loop(builder.sdiv(width, INT(e.lanes)), [sums]) as carried:
+                for row in group:
+                    place = e.at(carried[0], builder.mul(width, INT(row)))
+                    e.store(builder.fmul(e.load(place), shrink[row]), place)
+                carried[:] = [e.at(carried[0], e.lanes)]
+        with e.loop(vectors, [INT(0), *(e.load(state(total, row)) for row in group)]) as carried:
+            i, *l = carried
+            p = [emit_exp(builder, builder.fsub(e.load(score(row, i)), m[row]), positive=False) for row in group]
+            for row in group:
+                e.store(p[row], score(row, i))
+            carried[:] = [next_vector(i), *map(builder.fadd, l, p)]
+        for row in group:
+            e.store(m[row], state(maximum, row))
+            e.store(carried[1 + row], state(total, row))
 
     i = types.intp
-    return types.void(scores, i, i, scores, scores, scores, i), emitted("attention.softmax_step", body)
+    return types.void(scores, i, scores, scores, scores, i, i), emitted("attention.softmax_step", body)
 
 
 @intrinsic
-def weights_and_gradients(typingctx, p, ds, vectors, visible, lse, delta):
-    """Scores p become exp(p − lse), 0 from `visible` on, and ds becomes p·(ds − delta)."""
-    def body(e, p, ds, vectors, visible, lse, delta):
+def weights_and_gradients(typingctx, p, ds, vectors, lse, delta):
+    """Scores p become exp(p − lse), and ds becomes p·(ds − delta)."""
+    def body(e, p, ds, vectors, lse, delta):
         builder = e.builder
         lse, delta = e.splat(lse), e.splat(delta)
-        at = lambda base, i: e.at(base, builder.mul(i, INT(e.lanes)))
-        with e.loop(vectors, [INT(0)]) as carried:
-            i, = carried
-            weight = emit_exp(builder, builder.fsub(e.load(at(p, i)), lse))
-            seen = _visible(e, builder.mul(i, INT(e.lanes)), visible)
-            gradient = builder.fmul(weight, builder.fsub(e.load(at(ds, i)), delta))
-            e.store(builder.select(seen, weight, e.zero()), at(p, i))
-            e.store(builder.select(seen, gradient, e.zero()), at(ds, i))
-            carried[:] = [builder.add(i, INT(1))]
+        with e.loop(vectors, [p, ds]) as carried:
+            p, ds = carried
+            weight = emit_exp(builder, builder.fsub(e.load(p), lse), positive=False)
+            e.store(builder.fmul(weight, builder.fsub(e.load(ds), delta)), ds)
+            e.store(weight, p)
+            carried[:] = [e.at(p, e.lanes), e.at(ds, e.lanes)]
 
     i = types.intp
-    return types.void(p, p, i, i, p, p), emitted("attention.weights_and_gradients", body)
+    return types.void(p, p, i, p, p), emitted("attention.weights_and_gradients", body)
 
 
-# --- packing ---
+@intrinsic
+def hide(typingctx, scores, first, last):
+    """The numbers from `first` to `last` (the end of a vector) become −∞."""
+    def body(e, scores, first, last):
+        builder = e.builder
+        lowest = constant(e.vector, -np.inf)
+        start = builder.and_(first, INT(-e.lanes))
+        with e.loop(builder.sdiv(builder.sub(last, start), INT(e.lanes)), [start]) as carried:
+            i, = carried
+            e.store(builder.select(e.below(i, first), e.load(e.at(scores, i)), lowest), e.at(scores, i))
+            carried[:] = [builder.add(i, INT(e.lanes))]
+
+    return types.void(scores, types.intp, types.intp), emitted("attention.hide", body)
+
+
+def _copy(name: str, narrow_source: bool):
+    """target = scale · source for matrices (rows, D), one of which is padded to a `width` of whole vectors."""
+    def body(e, source, source_stride, target, target_stride, rows, D, width, scale):
+        builder = e.builder
+        scale = e.broadcast(scale)
+        with e.loop(rows, [source, target]) as carried:
+            with e.loop(builder.sdiv(width, INT(e.lanes)), [INT(0)]) as column:
+                i, = column
+                x, y, inside = e.at(carried[0], i), e.at(carried[1], i), e.below(i, D)
+                if narrow_source:
+                    e.store(builder.fmul(e.load_some(x, inside), scale), y)
+                else:
+                    e.store_some(builder.fmul(e.load(x), scale), y, inside)
+                column[:] = [builder.add(i, INT(e.lanes))]
+            carried[:] = [e.at(carried[0], source_stride), e.at(carried[1], target_stride)]
+
+    @intrinsic
+    def copy(typingctx, source, source_stride, target, target_stride, rows, D, width, scale):
+        i = types.intp
+        return types.void(source, i, target, i, i, i, i, scale), emitted(f"attention.{name}", body)
+
+    return copy
+
+
+pack = _copy("pack", narrow_source=True)
+unpack = _copy("unpack", narrow_source=False)
+
+
+@intrinsic
+def fill(typingctx, target, count, value):
+    """`count` numbers (whole vectors) become `value`."""
+    def body(e, target, count, value):
+        value = e.broadcast(value)
+        with e.loop(e.builder.sdiv(count, INT(e.lanes)), [target]) as carried:
+            e.store(value, carried[0])
+            carried[:] = [e.at(carried[0], e.lanes)]
+
+    return types.void(target, types.intp, value), emitted("attention.fill", body)
+
+
+# --- blocks ---
 
 
 @kernel
@@ -165,17 +210,15 @@ def _up(n, unit):
 
 
 @kernel
-def _pack(source, stride, rows, D, scale, target, padded_rows, width):
-    """target (padded_rows, width) = scale · source (rows, D), and zeros around."""
-    zero = scale - scale
-    for i in range(rows):
-        x, y = shift(source, i * stride), shift(target, i * width)
-        for d in range(D):
-            y[d] = x[d] * scale
-        for d in range(D, width):
-            y[d] = zero
-    for i in range(rows * width, padded_rows * width):
-        target[i] = zero
+def _at(array, strides, batch, head):
+    """Where the rows of one head begin."""
+    return shift(pointer(array), batch * strides[0] + head * strides[1])
+
+
+@kernel
+def _pack_padded(source, stride, rows, padded_rows, D, width, scale, target):
+    pack(source, stride, target, width, rows, D, width, scale)
+    fill(shift(target, rows * width), (padded_rows - rows) * width, scale - scale)
 
 
 @kernel
@@ -190,129 +233,124 @@ def _transpose(source, rows, width, target):
 
 
 @kernel
-def _unpack(source, width, rows, D, scale, target, stride):
-    for i in range(rows):
-        x, y = shift(source, i * width), shift(target, i * stride)
-        for d in range(D):
-            y[d] = x[d] * scale
+def _columns(i, seen, keys):
+    """How many columns of a block are computed for row i: those that its register tile sees.
 
-
-@kernel
-def _clear(target, count, value):
-    for i in range(count):
-        target[i] = value
-
-
-@kernel
-def _drop(p, visible, position, dropout):
-    """Drop from p the weights at `position` and following."""
-    key0, key1, threshold, keep_scale = dropout
-    for j in range(visible):
-        kept = p[j] * keep_scale
-        p[j] = kept if random_bits(key0, key1, position + j) >= threshold else keep_scale - keep_scale
-
-
-# --- products of blocks ---
-
-
-@kernel
-def _scores(a, transposed, rows, keys, visible, width, out):
-    """out (rows, KEYS) = a (rows, width) · panels, but for tiles of which no number is visible.
-
-    Row i sees `visible + i` of the block's `keys` (a multiple of the panel) columns.
+    Row i sees seen + i of the block's keys, and beyond the last key there is nothing to see.
     """
+    return min(keys, max(0, seen + i // ROWS * ROWS + ROWS - 1))
+
+
+@kernel
+def _scores(a, transposed, rows, keys, seen, width, out):
+    """out (rows, KEYS) = a (rows, width) · panels, but for tiles of which no number is seen."""
     panel = 2 * lanes(a)
     for j in range(0, keys, panel):
         for i in range(0, rows, ROWS):
-            if visible + i + ROWS - 1 > j:
+            if _columns(i, seen, keys) > j:
                 product(shift(a, i * width), width, shift(transposed, j * width), panel, width // UNROLL,
                         shift(out, i * KEYS + j), KEYS)
 
 
 @kernel
-def _add_weighted(p, rows, keys, visible, b, width, out):
-    """out (rows, width) += p (rows, KEYS) · b (keys, width), with row i of p zero from `visible + i` on."""
+def _add_weighted(p, rows, keys, seen, b, width, out):
+    """out (rows, width) += p (rows, KEYS) · b (keys, width), with p zero where nothing is seen."""
     for j in range(0, width, 2 * lanes(p)):
         for i in range(0, rows, ROWS):
-            depth = min(keys, _up(visible + i + ROWS - 1, UNROLL))
-            if depth > 0:
-                add_product(shift(p, i * KEYS), KEYS, shift(b, j), width, depth // UNROLL, shift(out, i * width + j), width)
+            add_product(shift(p, i * KEYS), KEYS, shift(b, j), width, _up(_columns(i, seen, keys), UNROLL) // UNROLL,
+                        shift(out, i * width + j), width)
 
 
 @kernel
-def _add_transposed(p, rows, keys, visible, b, width, out):
-    """out (keys, width) += pᵀ (keys, rows) · b (rows, width), with row i of p zero from `visible + i` on."""
+def _add_transposed(p, rows, keys, seen, b, width, out):
+    """out (keys, width) += pᵀ (keys, rows) · b (rows, width), with p zero where nothing is seen."""
     for j in range(0, width, 2 * lanes(p)):
         for i in range(0, keys, ROWS):
-            first = max(0, i + 1 - visible) // ROWS * ROWS  # earlier queries do not see these keys
-            if first < rows:
-                add_transposed_product(shift(p, first * KEYS + i), KEYS, shift(b, first * width + j), width,
-                                       (rows - first) // UNROLL, shift(out, i * width + j), width)
-
-
-# --- one task ---
+            first = max(0, i + 1 - seen) // ROWS * ROWS  # earlier queries do not see these keys
+            add_transposed_product(shift(p, first * KEYS + i), KEYS, shift(b, first * width + j), width,
+                                   (rows - first) // UNROLL, shift(out, i * width + j), width)
 
 
 @kernel
-def _at(array, strides, batch, head):
-    """Where the rows of one head begin."""
-    return shift(pointer(array), batch * strides[0] + head * strides[1])
+def _hide_unseen(scores, rows, seen, keys, panel):
+    for i in range(rows):
+        visible, computed = max(0, min(seen + i, keys)), _up(_columns(i, seen, keys), panel)
+        if visible < computed:
+            hide(shift(scores, i * KEYS), visible, computed)
 
 
 @kernel
-def _forward_task(q, k, v, out, lse, strides, batch, kv, shape, scale, offset, dropout, workspace):
-    H, K, Tq, Tk, D = shape
+def _drop(p, rows, seen, keys, position, row_length, dropout):
+    """Drop weights. That of row i and column j has the number `position + i·row_length + j`."""
+    key0, key1, threshold, keep_scale = dropout
+    for i in range(rows if threshold else 0):
+        for j in range(min(seen + i, keys)):
+            kept = p[i * KEYS + j] * keep_scale
+            bits = random_bits(key0, key1, position + i * row_length + j)
+            p[i * KEYS + j] = kept if bits >= threshold else keep_scale - keep_scale
+
+
+# --- one task: a key/value head with its query heads ---
+
+
+@kernel
+def _forward_tasks(q, k, v, out, lse, strides, shape, scale, offset, dropout, counter, memory):
+    B, H, K, Tq, Tk, D = shape
     L = lanes(pointer(q))
     panel = 2 * L
     one, zero = scale / scale, scale - scale
     width, padded = _up(D, panel), _up(Tk, panel)
-    transposed = pointer(workspace)
+    transposed = pointer(memory)
     values = shift(transposed, padded * width)
     queries = shift(values, padded * width)
     sums = shift(queries, QUERIES * width)
     scores = shift(sums, QUERIES * width)
     maxima = shift(scores, QUERIES * KEYS)
     totals = shift(maxima, QUERIES * L)
-    _pack(_at(k, strides[1], batch, kv), strides[1, 2], Tk, D, one, values, padded, width)
-    _transpose(values, padded, width, transposed)
-    _pack(_at(v, strides[2], batch, kv), strides[2, 2], Tk, D, one, values, padded, width)
-    for head in range(kv * (H // K), (kv + 1) * (H // K)):
-        q_start, out_start = _at(q, strides[0], batch, head), _at(out, strides[3], batch, head)
-        for first in range(0, Tq, QUERIES):
-            rows = min(QUERIES, Tq - first)
-            padded_rows = _up(rows, ROWS)
-            _pack(shift(q_start, first * strides[0, 2]), strides[0, 2], rows, D, scale, queries, padded_rows, width)
-            _clear(sums, padded_rows * width, zero)
-            _clear(maxima, padded_rows * L, -one / zero)
-            _clear(totals, padded_rows * L, zero)
-            for j in range(0, min(Tk, first + rows - 1 + offset), KEYS):
-                seen = first + offset - j  # by the first query of the block
-                keys = _up(min(KEYS, Tk - j), panel)
-                _scores(queries, shift(transposed, j * width), padded_rows, keys, seen, width, scores)
-                for i in range(padded_rows):
-                    columns = min(keys, _up(max(0, seen + i // ROWS * ROWS + ROWS - 1), panel))
-                    softmax_step(shift(scores, i * KEYS), columns // L, min(seen + i, Tk - j),
-                                 shift(maxima, i * L), shift(totals, i * L), shift(sums, i * width), width // L)
-                    if dropout[2] and i < rows:
-                        position = ((batch * H + head) * Tq + first + i) * Tk + j
-                        _drop(shift(scores, i * KEYS), min(seen + i, KEYS, Tk - j), position, dropout)
-                _add_weighted(scores, padded_rows, keys, seen, shift(values, j * width), width, sums)
-            for i in range(rows):
-                total = zero
-                for lane in range(L):
-                    total += totals[i * L + lane]
-                lse[(batch * H + head) * Tq + first + i] = maxima[i * L] + np.log(total)
-                _unpack(shift(sums, i * width), width, 1, D, one / total,
-                        shift(out_start, (first + i) * strides[3, 2]), strides[3, 2])
+    while True:
+        task = fetch_add(pointer(counter))
+        if task >= B * K:
+            break
+        batch, kv = task // K, task % K
+        _pack_padded(_at(k, strides[1], batch, kv), strides[1, 2], Tk, padded, D, width, one, values)
+        _transpose(values, padded, width, transposed)
+        _pack_padded(_at(v, strides[2], batch, kv), strides[2, 2], Tk, padded, D, width, one, values)
+        for head in range(kv * (H // K), (kv + 1) * (H // K)):
+            row0 = (batch * H + head) * Tq
+            for first in range(0, Tq, QUERIES):
+                rows = min(QUERIES, Tq - first)
+                padded_rows = _up(rows, ROWS)
+                start = shift(_at(q, strides[0], batch, head), first * strides[0, 2])
+                _pack_padded(start, strides[0, 2], rows, padded_rows, D, width, scale, queries)
+                fill(sums, padded_rows * width, zero)
+                fill(maxima, padded_rows * L, -one / zero)
+                fill(totals, padded_rows * L, zero)
+                for j in range(0, min(Tk, first + rows - 1 + offset), KEYS):
+                    seen = first + offset - j  # by the first query of the block
+                    keys = min(KEYS, Tk - j)
+                    _scores(queries, shift(transposed, j * width), padded_rows, keys, seen, width, scores)
+                    _hide_unseen(scores, padded_rows, seen, keys, panel)
+                    for i in range(0, padded_rows, GROUP):
+                        softmax_step(shift(scores, i * KEYS), _up(_columns(i, seen, keys), panel) // L,
+                                     shift(maxima, i * L), shift(totals, i * L), shift(sums, i * width), width, j == 0)
+                    _drop(scores, rows, seen, keys, (row0 + first) * Tk + j, Tk, dropout)
+                    _add_weighted(scores, padded_rows, keys, seen, shift(values, j * width), width, sums)
+                start = shift(_at(out, strides[3], batch, head), first * strides[3, 2])
+                for i in range(rows):
+                    total = zero
+                    for lane in range(L):
+                        total += totals[i * L + lane]
+                    lse[row0 + first + i] = maxima[i * L] + np.log(total)
+                    unpack(shift(sums, i * width), width, shift(start, i * strides[3, 2]), 0, 1, D, width, one / total)
 
 
 @kernel
-def _backward_task(dout, q, k, v, out, lse, dq, dk, dv, strides, batch, kv, shape, scale, offset, dropout, workspace):
-    H, K, Tq, Tk, D = shape
+def _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, strides, shape, scale, offset, dropout, counter, memory):
+    B, H, K, Tq, Tk, D = shape
     panel = 2 * lanes(pointer(q))
     one, zero = scale / scale, scale - scale
     width, padded = _up(D, panel), _up(Tk, panel)
-    keys_transposed = pointer(workspace)
+    keys_transposed = pointer(memory)
     values_transposed = shift(keys_transposed, padded * width)
     keys_packed = shift(values_transposed, padded * width)
     dkeys = shift(keys_packed, padded * width)
@@ -322,82 +360,70 @@ def _backward_task(dout, q, k, v, out, lse, dq, dk, dv, strides, batch, kv, shap
     dqueries = shift(douts, QUERIES * width)
     p = shift(dqueries, QUERIES * width)
     ds = shift(p, QUERIES * KEYS)
-    log_sums = shift(ds, QUERIES * KEYS)
-    deltas = shift(log_sums, QUERIES)
-    _pack(_at(v, strides[2], batch, kv), strides[2, 2], Tk, D, one, keys_packed, padded, width)
-    _transpose(keys_packed, padded, width, values_transposed)
-    _pack(_at(k, strides[1], batch, kv), strides[1, 2], Tk, D, one, keys_packed, padded, width)
-    _transpose(keys_packed, padded, width, keys_transposed)
-    _clear(dkeys, padded * width, zero)
-    _clear(dvalues, padded * width, zero)
-    for head in range(kv * (H // K), (kv + 1) * (H // K)):
-        q_start, dq_start = _at(q, strides[0], batch, head), _at(dq, strides[5], batch, head)
-        out_start, dout_start = _at(out, strides[3], batch, head), _at(dout, strides[4], batch, head)
-        for first in range(0, Tq, QUERIES):
-            rows = min(QUERIES, Tq - first)
-            padded_rows = _up(rows, ROWS)
-            _pack(shift(q_start, first * strides[0, 2]), strides[0, 2], rows, D, scale, queries, padded_rows, width)
-            _pack(shift(dout_start, first * strides[4, 2]), strides[4, 2], rows, D, one, douts, padded_rows, width)
-            _clear(dqueries, padded_rows * width, zero)
-            for i in range(padded_rows):
-                log_sums[i] = lse[(batch * H + head) * Tq + first + i] if i < rows else zero
-                delta = zero
-                if i < rows:
-                    x, y = shift(out_start, (first + i) * strides[3, 2]), shift(douts, i * width)
-                    for d in range(D):
-                        delta += x[d] * y[d]
-                deltas[i] = delta
-            for j in range(0, min(Tk, first + rows - 1 + offset), KEYS):
-                seen = first + offset - j
-                keys = _up(min(KEYS, Tk - j), panel)
-                _scores(queries, shift(keys_transposed, j * width), padded_rows, keys, seen, width, p)
-                _scores(douts, shift(values_transposed, j * width), padded_rows, keys, seen, width, ds)
+    deltas = shift(ds, QUERIES * KEYS)
+    log_sums = shift(deltas, QUERIES)
+    while True:
+        task = fetch_add(pointer(counter))
+        if task >= B * K:
+            break
+        batch, kv = task // K, task % K
+        _pack_padded(_at(v, strides[2], batch, kv), strides[2, 2], Tk, padded, D, width, one, keys_packed)
+        _transpose(keys_packed, padded, width, values_transposed)
+        _pack_padded(_at(k, strides[1], batch, kv), strides[1, 2], Tk, padded, D, width, one, keys_packed)
+        _transpose(keys_packed, padded, width, keys_transposed)
+        fill(dkeys, 2 * padded * width, zero)
+        for head in range(kv * (H // K), (kv + 1) * (H // K)):
+            row0 = (batch * H + head) * Tq
+            for first in range(0, Tq, QUERIES):
+                rows = min(QUERIES, Tq - first)
+                padded_rows = _up(rows, ROWS)
+                start = shift(_at(q, strides[0], batch, head), first * strides[0, 2])
+                _pack_padded(start, strides[0, 2], rows, padded_rows, D, width, scale, queries)
+                start = shift(_at(dout, strides[4], batch, head), first * strides[4, 2])
+                _pack_padded(start, strides[4, 2], rows, padded_rows, D, width, one, douts)
+                start = shift(_at(out, strides[3], batch, head), first * strides[3, 2])
                 for i in range(padded_rows):
-                    columns = min(keys, _up(max(0, seen + i // ROWS * ROWS + ROWS - 1), panel))
-                    dropped = min(seen + i, KEYS, Tk - j) if dropout[2] and i < rows else 0
-                    position = ((batch * H + head) * Tq + first + i) * Tk + j
-                    _drop(shift(ds, i * KEYS), dropped, position, dropout)
-                    weights_and_gradients(shift(p, i * KEYS), shift(ds, i * KEYS), columns // lanes(p),
-                                          min(seen + i, Tk - j), shift(log_sums, i), shift(deltas, i))
-                    _drop(shift(p, i * KEYS), dropped, position, dropout)
-                _add_transposed(p, padded_rows, keys, seen, douts, width, shift(dvalues, j * width))
-                _add_transposed(ds, padded_rows, keys, seen, queries, width, shift(dkeys, j * width))
-                _add_weighted(ds, padded_rows, keys, seen, shift(keys_packed, j * width), width, dqueries)
-            _unpack(dqueries, width, rows, D, scale, shift(dq_start, first * strides[5, 2]), strides[5, 2])
-    _unpack(dkeys, width, Tk, D, one, _at(dk, strides[6], batch, kv), strides[6, 2])
-    _unpack(dvalues, width, Tk, D, one, _at(dv, strides[7], batch, kv), strides[7, 2])
-
-
-@kernel
-def _forward_worker(q, k, v, out, lse, strides, B, shape, scale, offset, dropout, counter, workspace):
-    K = shape[1]
-    task = fetch_add(pointer(counter))
-    while task < B * K:
-        _forward_task(q, k, v, out, lse, strides, task // K, task % K, shape, scale, offset, dropout, workspace)
-        task = fetch_add(pointer(counter))
-
-
-@kernel
-def _backward_worker(dout, q, k, v, out, lse, dq, dk, dv, strides, B, shape, scale, offset, dropout, counter, workspace):
-    K = shape[1]
-    task = fetch_add(pointer(counter))
-    while task < B * K:
-        _backward_task(dout, q, k, v, out, lse, dq, dk, dv, strides, task // K, task % K, shape, scale, offset, dropout,
-                       workspace)
-        task = fetch_add(pointer(counter))
+                    delta, log_sum = zero, zero
+                    if i < rows:
+                        log_sum = lse[row0 + first + i]
+                        for d in range(D):
+                            delta += start[i * strides[3, 2] + d] * douts[i * width + d]
+                    deltas[i], log_sums[i] = delta, log_sum
+                fill(dqueries, padded_rows * width, zero)
+                for j in range(0, min(Tk, first + rows - 1 + offset), KEYS):
+                    seen = first + offset - j
+                    keys = min(KEYS, Tk - j)
+                    position = (row0 + first) * Tk + j
+                    _scores(queries, shift(keys_transposed, j * width), padded_rows, keys, seen, width, p)
+                    _hide_unseen(p, padded_rows, seen, keys, panel)
+                    _scores(douts, shift(values_transposed, j * width), padded_rows, keys, seen, width, ds)
+                    _drop(ds, rows, seen, keys, position, Tk, dropout)
+                    for i in range(padded_rows):
+                        weights_and_gradients(shift(p, i * KEYS), shift(ds, i * KEYS),
+                                              _up(_columns(i, seen, keys), panel) // (panel // 2),
+                                              shift(log_sums, i), shift(deltas, i))
+                    _drop(p, rows, seen, keys, position, Tk, dropout)
+                    keys = _up(keys, ROWS)
+                    _add_transposed(p, padded_rows, keys, seen, douts, width, shift(dvalues, j * width))
+                    _add_transposed(ds, padded_rows, keys, seen, queries, width, shift(dkeys, j * width))
+                    _add_weighted(ds, padded_rows, keys, seen, shift(keys_packed, j * width), width, dqueries)
+                start = shift(_at(dq, strides[5], batch, head), first * strides[5, 2])
+                unpack(dqueries, width, start, strides[5, 2], rows, D, width, scale)
+        unpack(dkeys, width, _at(dk, strides[6], batch, kv), strides[6, 2], Tk, D, width, one)
+        unpack(dvalues, width, _at(dv, strides[7], batch, kv), strides[7, 2], Tk, D, width, one)
 
 
 @kernel(parallel=True)
-def _forward(q, k, v, out, lse, strides, B, shape, scale, offset, dropout, counter, workspace):
-    for worker in prange(len(workspace)):
-        _forward_worker(q, k, v, out, lse, strides, B, shape, scale, offset, dropout, counter, workspace[worker])
+def _forward(q, k, v, out, lse, strides, shape, scale, offset, dropout, counter, memory):
+    for worker in prange(len(memory)):
+        _forward_tasks(q, k, v, out, lse, strides, shape, scale, offset, dropout, counter, memory[worker])
 
 
 @kernel(parallel=True)
-def _backward(dout, q, k, v, out, lse, dq, dk, dv, strides, B, shape, scale, offset, dropout, counter, workspace):
-    for worker in prange(len(workspace)):
-        _backward_worker(dout, q, k, v, out, lse, dq, dk, dv, strides, B, shape, scale, offset, dropout, counter,
-                         workspace[worker])
+def _backward(dout, q, k, v, out, lse, dq, dk, dv, strides, shape, scale, offset, dropout, counter, memory):
+    for worker in prange(len(memory)):
+        _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, strides, shape, scale, offset, dropout, counter,
+                        memory[worker])
 
 
 # --- the public functions ---
@@ -419,8 +445,8 @@ def _target(x: np.ndarray | None, like: np.ndarray, name: str) -> np.ndarray:
     return x
 
 
-def _shape(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> tuple[int, int, int, int, int]:
-    """(H, K, Tq, Tk, D), after checking that the arrays fit together."""
+def _shape(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> tuple[int, ...]:
+    """(B, H, K, Tq, Tk, D), after checking that the arrays fit together."""
     if not (q.ndim == k.ndim == 4 and k.shape == v.shape and q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3]
             and k.shape[1] and q.shape[1] % k.shape[1] == 0):
         raise ValueError(f"expected q (B, H, Tq, D) and k, v (B, K, Tk, D) with H a multiple of K, "
@@ -428,23 +454,23 @@ def _shape(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> tuple[i
     if causal and q.shape[2] > k.shape[2]:
         raise ValueError(f"expected at least as many keys as queries in causal attention, got {k.shape[2]} keys for "
                          f"{q.shape[2]} queries")
-    return q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3]
+    return *q.shape[:2], *k.shape[1:2], q.shape[2], *k.shape[2:]
 
 
 def _strides(*arrays: np.ndarray) -> np.ndarray:
     return np.array([array.strides[:3] for array in arrays], np.int64) // arrays[0].itemsize
 
 
-def _offset(shape: tuple[int, int, int, int, int], causal: bool) -> int:
+def _offset(shape: tuple[int, ...], causal: bool) -> int:
     """Query i sees the first i + offset keys."""
-    _, _, Tq, Tk, _ = shape
+    *_, Tq, Tk, _ = shape
     return Tk - Tq + 1 if causal else Tk
 
 
-def _elements(shape: tuple[int, int, int, int, int], itemsize: int, of_keys: int, of_queries: int, of_scores: int) -> int:
+def _elements(shape: tuple[int, ...], itemsize: int, of_keys: int, of_queries: int, of_scores: int) -> int:
     """The size of a workspace with so many blocks of all keys, of some queries, and of scores."""
     panel = 2 * host().vector_bytes // itemsize
-    width, keys = -(-shape[4] // panel) * panel, -(-shape[3] // panel) * panel
+    width, keys = -(-shape[5] // panel) * panel, -(-shape[4] // panel) * panel
     return of_keys * keys * width + QUERIES * (of_queries * width + of_scores * KEYS + panel)
 
 
@@ -468,7 +494,7 @@ def attention(
     number = q.dtype.type
     dropout = (*keys(seed), keep_threshold(dropout_p), number(1 / (1 - dropout_p)))
     memory = workspace(q.dtype, num_threads(), _elements(shape, q.itemsize, 2, 2, 1))
-    _forward(span(q), span(k), span(v), span(out), lse.reshape(-1), _strides(q, k, v, out), q.shape[0], shape,
+    _forward(span(q), span(k), span(v), span(out), lse.reshape(-1), _strides(q, k, v, out), shape,
              number(scale), _offset(shape, causal), dropout, np.zeros(1, np.int64), memory)
     give_back(memory)
     return out, lse
@@ -490,7 +516,7 @@ def attention_backward(
     dropout = (*keys(seed), keep_threshold(dropout_p), number(1 / (1 - dropout_p)))
     memory = workspace(q.dtype, num_threads(), _elements(shape, q.itemsize, 5, 3, 2))
     _backward(span(dout), span(q), span(k), span(v), span(out), flat(lse), span(dq), span(dk), span(dv),
-              _strides(q, k, v, out, dout, dq, dk, dv), q.shape[0], shape, number(scale), _offset(shape, causal), dropout,
+              _strides(q, k, v, out, dout, dq, dk, dv), shape, number(scale), _offset(shape, causal), dropout,
               np.zeros(1, np.int64), memory)
     give_back(memory)
     return dq, dk, dv

@@ -147,15 +147,18 @@ def emit_reduction(builder: ir.IRBuilder, x: ir.Value) -> tuple[ir.Value, ir.Val
             add(r, multiply(multiply(r, r), emit_polynomial(builder, r, k.exp_q))))
 
 
-def emit_exp(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """Write the instructions for exp(x), where x is a number or a vector of them."""
+def emit_exp(builder: ir.IRBuilder, x: ir.Value, *, positive: bool = True) -> ir.Value:
+    """Write the instructions for exp(x), where x is a number or a vector of them; never `positive` spares two."""
     k, kind = constants_of(x.type), x.type
+    zero = constant(kind, 0)
     n, e = emit_reduction(builder, x)
     one_plus_e = builder.bitcast(builder.fadd(e, constant(kind, 1)), n.type)
     y = builder.bitcast(builder.add(one_plus_e, n), kind)
-    y = builder.select(builder.fcmp_ordered("<", x, constant(kind, k.exp_lowest)), constant(kind, 0), y)
-    y = builder.select(builder.fcmp_ordered(">", x, constant(kind, k.exp_highest)), constant(kind, np.inf), y)
-    return builder.select(builder.fcmp_unordered("uno", x, x), x, y)
+    zero_or_nan = builder.select(builder.fcmp_ordered("<", x, zero), zero, x)
+    y = builder.select(builder.fcmp_ordered(">=", x, constant(kind, k.exp_lowest)), y, zero_or_nan)
+    if positive:
+        y = builder.select(builder.fcmp_ordered(">", x, constant(kind, k.exp_highest)), constant(kind, np.inf), y)
+    return y
 
 
 @intrinsic

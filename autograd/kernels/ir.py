@@ -92,6 +92,35 @@ class Emitter:
         first = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), number, ir.IntType(32)(0))
         return self.shuffle(first, first, [0] * self.lanes)
 
+    def broadcast(self, number: ir.Value) -> ir.Value:
+        """A number that is already at hand, in every lane."""
+        kind = ir.VectorType(number.type, self.lanes)
+        first = self.builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.IntType(32)(0))
+        return self.shuffle(first, first, [0] * self.lanes)
+
+    def below(self, first: ir.Value, count: ir.Value) -> ir.Value:
+        """Where the lanes are numbered on from `first`: which of them have a number below `count`."""
+        int32 = ir.IntType(32)
+        numbers = ir.Constant(ir.VectorType(int32, self.lanes), list(range(self.lanes)))
+        left = self.builder.trunc(self.builder.sub(count, first), int32)
+        return self.builder.icmp_signed("<", numbers, self.broadcast(left))
+
+    def load_some(self, address: ir.Value, lanes: ir.Value) -> ir.Value:
+        """The numbers at `address` in these lanes, 0 in the others, whose memory is not touched."""
+        return self._masked("load", self.vector, address, [ir.IntType(32)(self.bytes), lanes, self.zero()])
+
+    def store_some(self, vector: ir.Value, address: ir.Value, lanes: ir.Value) -> None:
+        self._masked("store", ir.VoidType(), address, [ir.IntType(32)(self.bytes), lanes], [vector])
+
+    def _masked(self, name: str, result: ir.Type, address: ir.Value, after: list, before: list | tuple = ()) -> ir.Value:
+        address = self.builder.bitcast(address, self.vector.as_pointer())
+        arguments = [*before, address, *after]
+        function = cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(result, [argument.type for argument in arguments]),
+            f"llvm.masked.{name}.v{self.lanes}f{8 * self.bytes}.p0",
+        )
+        return self.builder.call(function, arguments)
+
     def add(self, x: ir.Value, y: ir.Value) -> ir.Value:
         return self.builder.fadd(x, y)
 
