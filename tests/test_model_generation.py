@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_model_config import configs
 from test_model_gpt import GPT2, LLAMA, build, scramble
@@ -14,7 +14,6 @@ from model import GPT
 from model.sampling import sample
 
 
-@settings(max_examples=25)
 @given(configs(), st.integers(1, 3), st.data())
 def test_cached_logits_are_those_of_the_full_forward(config, batch, data):
     gpt = scramble(GPT(config).double(), 0).eval()
@@ -39,7 +38,6 @@ def slow(gpt, prompt, count, seed, **how):
     return text
 
 
-@settings(max_examples=25)
 @given(
     configs(),
     st.integers(1, 3),

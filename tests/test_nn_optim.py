@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import nn
@@ -60,7 +60,6 @@ def test_matches_torch(name, options, dtype):
         np.testing.assert_allclose(a, b, **tolerance)
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     lr=st.floats(1e-4, 1), beta1=st.floats(0, 0.99), beta2=st.floats(0, 0.999), eps=st.floats(1e-8, 1e-2),
     decay=st.floats(0, 1), steps=st.integers(1, 6),
