@@ -154,14 +154,13 @@ class Node:
     params  the operation's keyword arguments
     """
 
-    __slots__ = ("edges", "hooks", "inputs", "op", "out", "params", "plan", "saved", "trace")
+    __slots__ = ("edges", "hooks", "inputs", "op", "params", "plan", "saved", "trace")
 
-    def __init__(self, op: Any, plan: Any, edges: tuple, inputs: tuple, out: tuple, params: dict) -> None:
+    def __init__(self, op: Any, plan: Any, edges: tuple, inputs: tuple, params: dict) -> None:
         self.op = op
         self.plan = plan
         self.edges = edges
         self.inputs = inputs
-        self.out = out
         self.params = params
         self.saved: tuple | None = ()
         self.hooks: list[Callable] | None = None
@@ -241,8 +240,8 @@ def run_backward(
             if gradient is None:
                 parts: Iterable = ()
             else:
-                needs = tuple(edge is not None and (wanted is None or edge in wanted) for edge in node.edges)
-                parts = list(_input_gradients(node, gradient, needs, create_graph)) if any(needs) else ()
+                needs = tuple([edge is not None and (wanted is None or edge in wanted) for edge in node.edges])
+                parts = _input_gradients(node, gradient, needs, create_graph) if True in needs else ()
                 if not retain_graph:
                     node.saved = None
             del gradient
@@ -289,7 +288,7 @@ def _leading_to(targets: set, order: list) -> dict:
     return wanted
 
 
-def _input_gradients(node: Node, dout: Gradient, needs: tuple, create_graph: bool) -> Iterator[tuple[int, tuple]]:
+def _input_gradients(node: Node, dout: Gradient, needs: tuple, create_graph: bool) -> list[tuple[int, tuple]]:
     """Ask the operator for its derivative and shape the answer like the inputs.
 
     The one place where broadcasting is undone: an input that was stretched along an axis was used many times, and
@@ -301,6 +300,7 @@ def _input_gradients(node: Node, dout: Gradient, needs: tuple, create_graph: boo
             f"arrays are freed; call backward(retain_graph=True) the first time to walk a graph twice"
         )
     differentiate = node.op.differentiate_recorded if create_graph else node.op.differentiate
+    parts = []
     for index, gradient in differentiate(node, dout, needs):
         if gradient is None:
             continue
@@ -314,7 +314,8 @@ def _input_gradients(node: Node, dout: Gradient, needs: tuple, create_graph: boo
             fresh = True
         if state.anomaly:
             check_finite(gradient, node, "backward")
-        yield index, (gradient, fresh)
+        parts.append((index, (gradient, fresh)))
+    return parts
 
 
 def unbroadcast(gradient: Gradient, shape: tuple[int, ...]) -> Gradient:

@@ -42,7 +42,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,23 +72,36 @@ class _Rule:
     sources: tuple[tuple[str, str, Any], ...]  # (argument, kind, key)
     joint: bool  # returns one gradient for each input of the operator
 
-    def arguments(self, node: Node, dout: Any, saved: dict[str, Any], needs: tuple) -> Iterator[tuple[str, Any]]:
+    def __call__(self, node: Node, dout: Any, saved: dict[str, Any], needs: tuple) -> Any:
+        """Call the function with what it asks for."""
+        arguments: dict[str, Any] = {}
         for argument, kind, key in self.sources:
             if kind == "dout":
-                yield argument, dout
+                arguments[argument] = dout
             elif kind == "saved":
-                yield argument, saved[key]
+                arguments[argument] = saved[key]
             elif kind == "param":
-                yield argument, node.params[key]
+                arguments[argument] = node.params[key]
             elif kind == "needs":
-                yield argument, needs
+                arguments[argument] = needs
             elif kind == "retain_graph":
-                yield argument, state.retaining
+                arguments[argument] = state.retaining
             elif kind == "shapes":
-                yield argument, tuple(shape for shape, _ in node.inputs)
+                arguments[argument] = tuple(shape for shape, _ in node.inputs)
             else:
                 shape, dtype = node.inputs[key]
-                yield argument, shape if kind == "shape" else dtype
+                arguments[argument] = shape if kind == "shape" else dtype
+        return self.function(**arguments)
+
+
+class _Plan(NamedTuple):
+    """What a node saves: names, and for each where it comes from: an input's number, `OUT`, or EXTRA − an extra's."""
+
+    names: tuple[str, ...]
+    slots: tuple[int, ...]
+
+
+OUT, EXTRA = -1, -2
 
 
 class Op:
@@ -136,7 +149,7 @@ class Op:
         self.params = tuple(p.name for p in keywords if p.name != "needs")
         self.rules = tuple(self._read_rules(declaration))
         self.differentiable = frozenset(index for rule in self.rules for index in rule.indices)
-        self._plans: dict[tuple, tuple[str, ...]] = {}
+        self._plans: dict[tuple, _Plan] = {}
         registry[self.name] = self
 
     def __repr__(self) -> str:
@@ -173,17 +186,22 @@ class Op:
                     f"({', '.join(self.extras) or 'none'}) nor a parameter ({', '.join(self.params) or 'none'})"
                 )
 
-    def _plan(self, needs: tuple) -> tuple[str, ...]:
-        """Names of what must be saved when the inputs marked in `needs` want a gradient."""
+    def _plan(self, needs: tuple) -> _Plan:
+        """What must be saved when the inputs marked in `needs` want a gradient."""
         plan = self._plans.get(needs)
         if plan is None:
             names: dict[str, None] = {}
             if self.is_fused:  # `plain` may be asked to take over, and needs the inputs
-                names.update(dict.fromkeys(self.inputs))
+                names.update(dict.fromkeys(self.inputs[: len(needs)]))
             for rule in self.rules:
-                if self.variadic or any(needs[i] for i in rule.indices):
+                if self.variadic or any(needs[i] for i in rule.indices if i < len(needs)):
                     names.update((key, None) for _, kind, key in rule.sources if kind == "saved")
-            plan = self._plans[needs] = tuple(names)
+            slots = tuple(
+                OUT if name == "out" else
+                EXTRA - self.extras.index(name) if name in self.extras else
+                self.inputs.index(name) for name in names
+            )  # fmt: skip
+            plan = self._plans[needs] = _Plan(tuple(names), slots)
         return plan
 
     # -- the forward pass -----------------------------------------------------------------------------------------
@@ -241,25 +259,21 @@ class Op:
     def _record(self, result: Variable, inputs: tuple, arrays: list, extras: tuple, params: dict, needs: tuple) -> None:
         """Leave a node on the tape."""
         plan = self._plan(needs)
-        if self.defaults:
-            params = self.defaults | params
         node = Node(
             self,
             plan,
-            tuple(x.node if need else None for x, need in zip(inputs, needs, strict=True)),
-            tuple((np.shape(x), getattr(x, "dtype", None)) for x in map(_array, inputs)),
-            (result.array.shape, result.array.dtype),
-            params,
+            tuple([x.node if need else None for x, need in zip(inputs, needs, strict=True)]),
+            tuple([(x.shape, x.dtype) if isinstance(x, Variable | np.ndarray) else ((), None) for x in inputs]),
+            self.defaults | params if self.defaults else params,
         )
         saved = []
-        for name in plan:
-            if name == "out":
+        for slot in plan.slots:
+            if slot >= 0:
+                saved.append(_keep_input(inputs[slot], arrays[slot]))
+            elif slot == OUT:
                 saved.append(keep(result.array, result.storage))
-            elif name in self.extras:
-                saved.append(_keep_input(None, extras[self.extras.index(name)]))
             else:
-                index = self.inputs.index(name)
-                saved.append(_keep_input(inputs[index], arrays[index]) if index < len(inputs) else None)
+                saved.append(_keep_input(None, extras[EXTRA - slot]))
         node.saved = tuple(saved)
         result.node = node
 
@@ -275,21 +289,20 @@ class Op:
 
     # -- the backward pass ----------------------------------------------------------------------------------------
 
-    def differentiate(self, node: Node, dout: np.ndarray, needs: tuple) -> Iterator[tuple[int, Any]]:
-        """Gradients of the inputs as arrays, by the operator's own rules."""
-        saved = {name: _unpack(value, name, self.name) for name, value in zip(node.plan, node.saved or (), strict=True)}
+    def differentiate(self, node: Node, dout: np.ndarray, needs: tuple) -> list[tuple[int, Any]]:
+        """Gradients of the inputs marked in `needs` as arrays, with their numbers, by the operator's own rules."""
+        saved = {name: _unpack(x, name, self.name) for name, x in zip(node.plan.names, node.saved or (), strict=True)}
         return self._apply_rules(node, dout, needs, saved)
 
-    def differentiate_recorded(self, node: Node, dout: Variable, needs: tuple) -> Iterator[tuple[int, Any]]:
-        """Gradients of the inputs as tensors that remember how they were made.
+    def differentiate_recorded(self, node: Node, dout: Variable, needs: tuple) -> list[tuple[int, Any]]:
+        """The same as tensors that remember how they were made.
 
         A primitive's rules are run on tensors. A fused operator's kernels can't be looked into, so its definition
         is differentiated in its place.
         """
         saved = self._saved_as_tensors(node)
         if not self.is_fused:
-            yield from self._apply_rules(node, dout, needs, saved)
-            return
+            return self._apply_rules(node, dout, needs, saved)
         assert self.plain is not None
         # Through an alias, the gradient of one input does not run on into another that was computed from it.
         alias = registry["alias"]
@@ -297,39 +310,27 @@ class Op:
         out = self.plain(*aliases, **node.params)
         targets = [x.node for x, need in zip(aliases, needs, strict=True) if need]
         gradients = run_backward([(out.node, dout)], targets=targets, retain_graph=True, create_graph=True)
-        for index, (x, need) in enumerate(zip(aliases, needs, strict=True)):
-            if need:
-                yield index, gradients.get(x.node)
+        return [(i, gradients.get(x.node)) for i, (x, need) in enumerate(zip(aliases, needs, strict=True)) if need]
 
-    def _apply_rules(self, node: Node, dout: Any, needs: tuple, saved: dict) -> Iterator[tuple[int, Any]]:
+    def _apply_rules(self, node: Node, dout: Any, needs: tuple, saved: dict) -> list[tuple[int, Any]]:
+        found: list[tuple[int, Any]] = []
         for rule in self.rules:
             if rule.joint:
-                gradients = rule.function(**dict(rule.arguments(node, dout, saved, needs)))
-                yield from ((i, g) for i, (g, need) in enumerate(zip(gradients, needs, strict=False)) if need)
+                gradients = rule(node, dout, saved, needs)
+                found += [(i, g) for i, (g, need) in enumerate(zip(gradients, needs, strict=False)) if need]
             elif needs[rule.indices[0]]:
-                yield rule.indices[0], rule.function(**dict(rule.arguments(node, dout, saved, needs)))
+                found.append((rule.indices[0], rule(node, dout, saved, needs)))
+        return found
 
     def _saved_as_tensors(self, node: Node) -> dict[str, Any]:
         """What was saved, attached again to the nodes it came from."""
-
-        def attach(value: Any, name: str, edge: Any) -> Any:
-            array = _unpack(value, name, self.name)
-            return Variable.wrap(array, edge) if isinstance(array, np.ndarray) else array
-
         tensors: dict[str, Any] = {}
-        for name, value in zip(node.plan, node.saved or (), strict=True):
-            if name == "out":
-                tensors[name] = attach(value, name, node)
-            elif name in self.extras:
-                tensors[name] = _unpack(value, name, self.name)
-            else:
-                index = self.inputs.index(name)
-                tensors[name] = attach(value, name, node.edges[index] if index < len(node.edges) else None)
+        for name, slot, value in zip(*node.plan, node.saved or (), strict=True):
+            array = _unpack(value, name, self.name)
+            if slot > EXTRA and isinstance(array, np.ndarray):
+                array = Variable.wrap(array, node if slot == OUT else node.edges[slot])
+            tensors[name] = array
         return tensors
-
-
-def _array(x: Any) -> Any:
-    return x.array if isinstance(x, Variable) else x
 
 
 def _keep_input(x: Any, array: Any) -> Any:

@@ -96,8 +96,8 @@ class attention:
 
 def _heads(qkv, n_head, n_kv_head):
     """The fused projection (B, T, (H + 2K)·D) as views q (B, H, T, D), k and v (B, K, T, D)."""
-    B, T, width = qkv.shape
-    heads = permute(reshape(qkv, shape=(B, T, n_head + 2 * n_kv_head, -1)), dims=(0, 2, 1, 3))
+    B, T, _ = qkv.shape
+    heads = qkv.reshape((B, T, n_head + 2 * n_kv_head, -1)).swapaxes(1, 2)
     return heads[:, :n_head], heads[:, n_head : n_head + n_kv_head], heads[:, n_head + n_kv_head :]
 
 
