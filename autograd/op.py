@@ -136,6 +136,7 @@ class Op:
         self.fresh: bool = get("fresh", is_fused)
         self.samples: Callable[[np.random.Generator], Iterable[Sample]] = vars(declaration)["samples"]
         self.is_fused = is_fused
+        self.promotes = "f" if is_fused else "iuf" if self.broadcasts or self.floats else ""  # kinds of dtypes
         self.kinks: str = get("kinks", "")
 
         signature = inspect.signature(self.forward)
@@ -207,29 +208,16 @@ class Op:
     # -- the forward pass -----------------------------------------------------------------------------------------
 
     def __call__(self, *inputs: Any, **params: Any) -> Any:
-        arrays = []
-        tracked = tensors = False
-        for x in inputs:
-            if isinstance(x, Variable):
-                tensors = True
-                arrays.append(x.array)
-                if x.node is not None:
-                    tracked = True
-            else:
-                arrays.append(x)
-        if self.plain is not None and state.plain and tensors:
+        arrays = [x.array if isinstance(x, Variable) else x for x in inputs]
+        needs = tuple([isinstance(x, Variable) and x.node is not None for x in inputs]) if state.recording else ()
+        if True in needs and not self.variadic:
+            needs = tuple([need and i in self.differentiable for i, need in enumerate(needs)])
+        tracked = True in needs
+        tensors = tracked or any([isinstance(x, Variable) for x in inputs])
+        if tensors and state.plain and self.plain is not None:
             return self.plain(*inputs, **params)
-        if self.broadcasts or self.floats or self.is_fused:
-            arrays = promote(arrays, self.floats, kinds="f" if self.is_fused else "iuf")
-
-        tracked = tracked and state.recording
-        needs: tuple[bool, ...] = ()
-        if tracked:
-            needs = tuple(
-                isinstance(x, Variable) and x.node is not None and (self.variadic or i in self.differentiable)
-                for i, x in enumerate(inputs)
-            )
-            tracked = any(needs)
+        if self.promotes:
+            arrays = promote(arrays, self.floats, kinds=self.promotes)
         hints = {"needs": needs or (False,) * len(inputs)} if self.wants_needs else {}
         try:
             result = self.forward(*arrays, **params, **hints)
@@ -348,29 +336,23 @@ def promote(arrays: list, floats: bool, kinds: str = "iuf") -> list:
     """Bring inputs to one dtype as PyTorch does: a floating dtype wins over any integer, the wider float over the
     narrower; Python numbers adapt to the arrays. Dtypes that are not of `kinds` stay (NumPy's letters).
     """
-    dtypes = {x.dtype for x in arrays if isinstance(x, np.ndarray | np.generic)}
-    if len(dtypes) == 1:
-        (dtype,) = dtypes
-        if dtype.kind == "f":
-            return arrays
+    dtypes = {x.dtype for x in arrays if isinstance(x, _ARRAY)}
+    if len(dtypes) == 1 and next(iter(dtypes)).kind == "f":
+        return arrays
     floating = [dtype for dtype in dtypes if dtype.kind == "f"]
     if floating:
         target = np.result_type(*floating)
-        if not floats:  # NumPy computes bool with float as PyTorch does; a condition stays a condition
-            numbers = lambda x: isinstance(x, np.ndarray | np.generic) and x.dtype.kind in kinds
-            return [x.astype(target, copy=False) if numbers(x) else x for x in arrays]
     elif floats or ("i" in kinds and any(isinstance(x, float) for x in arrays)):
         target = np.dtype(np.float32)
     else:
         return arrays
-    return [
-        x.astype(target, copy=False)
-        if isinstance(x, np.ndarray | np.generic)
-        else np.asarray(x, target)
-        if floats and isinstance(x, int | float)
-        else x
-        for x in arrays
-    ]
+    if floats:  # everything is computed in floating point, numbers and bools too
+        return [x if x is None else np.asarray(x, target) for x in arrays]
+    # NumPy computes bool with float as PyTorch does, and a condition stays a condition.
+    return [x.astype(target, copy=False) if isinstance(x, _ARRAY) and x.dtype.kind in kinds else x for x in arrays]
+
+
+_ARRAY = (np.ndarray, np.generic)
 
 
 def primitive(declaration: type) -> Any:
