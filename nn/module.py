@@ -267,7 +267,12 @@ class Module:
                 parameter.grad.mutate()[...] = 0
 
     def to(self, dtype: Any) -> Self:
-        """Convert every floating-point parameter and buffer, in place: `model.to(np.float64)`. Drops gradients."""
+        """Convert every floating-point parameter and buffer, in place: `model.to(np.float64)`. Drops gradients.
+
+        `model.to("cpu")`, as programs for PyTorch say, changes nothing: there is no other device.
+        """
+        if dtype == "cpu":
+            return self
         for _, value, _ in self._named_tensors("", True):
             if value.array.dtype.kind == "f" and value.array.dtype != dtype:
                 Tensor.__init__(value, value.array, value.requires_grad, dtype)

@@ -1,5 +1,7 @@
 """GPT against a PyTorch reference written here: logits, loss, and every gradient of one step, for both styles."""
 
+import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -124,20 +126,28 @@ def test_one_step_matches_pytorch(style, fused, dtype, tolerance):
         assert relative(p.grad.numpy(), w[name].grad.numpy()) < tolerance, name
 
 
-@given(configs(max_layers=1), st.integers(0, 2**32 - 1))
-def test_fused_and_plain_definitions_agree(config, seed):
-    gpt = scramble(GPT(config).double(), seed)
-    idx, targets = np.random.default_rng(seed).integers(0, config.vocab_size, (2, 2, config.block_size))
+def loss_and_gradients(gpt, idx, targets, seed):
+    ag.manual_seed(seed)
+    gpt.zero_grad()
     _, loss = gpt(idx, targets)
     loss.backward()
-    fused = {name: p.grad.array.copy() for name, p in gpt.named_parameters()}
-    gpt.zero_grad()
+    return {"loss": loss.item()} | {name: p.grad.array for name, p in gpt.named_parameters()}
+
+
+@given(configs(max_layers=2), st.sampled_from([0.0, 0.3]), st.integers(0, 2**32 - 1))
+def test_plain_definitions_and_checkpointing_change_nothing(config, dropout, seed):
+    """The same loss and gradients, the same elements dropped."""
+    gpt = scramble(GPT(dataclasses.replace(config, dropout=dropout)).double(), seed)
+    batch = np.random.default_rng(seed).integers(0, config.vocab_size, (2, 2, config.block_size))
+    fused = loss_and_gradients(gpt, *batch, seed)
     with ag.plain():
-        _, plain_loss = gpt(idx, targets)
-        plain_loss.backward()
-    assert loss.item() == pytest.approx(plain_loss.item(), rel=1e-10)
-    for name, p in gpt.named_parameters():
-        np.testing.assert_allclose(p.grad.array, fused[name], rtol=1e-7, atol=1e-10, err_msg=name)
+        plain = loss_and_gradients(gpt, *batch, seed)
+    for block in gpt.blocks:
+        block.forward = functools.partial(ag.checkpoint, block.forward)
+    checkpointed = loss_and_gradients(gpt, *batch, seed)
+    for name, expected in fused.items():
+        np.testing.assert_allclose(plain[name], expected, rtol=1e-7, atol=1e-10, err_msg=name)
+        np.testing.assert_allclose(checkpointed[name], expected, rtol=1e-12, atol=1e-14, err_msg=name)
 
 
 @given(configs(), st.integers(0, 2**32 - 1))

@@ -115,7 +115,7 @@ def test_dtype_conversion_keeps_parameters_and_drops_gradients():
     assert net.mask.dtype == np.float64
     net(np.ones((2, 3))).sum().backward()
     assert all(p.grad.dtype == np.float64 for p in parameters)
-    assert net.float() is net
+    assert net.float() is net.to("cpu") is net
     assert net.scale.dtype == np.float32
 
 
