@@ -25,11 +25,15 @@ between keys and values.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
+import numba
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from .arrays import flat, give_back, span, workspace
+from .arrays import give_back, workspace
 from .elementary import constant, emit_exp
 from .ir import INT, emitted, fetch_add, host, lanes, pointer, shift, transpose
 from .jit import kernel, num_threads, prange
@@ -210,9 +214,15 @@ def _up(n, unit):
 
 
 @kernel
-def _at(array, strides, batch, head):
-    """Where the rows of one head begin."""
-    return shift(pointer(array), batch * strides[0] + head * strides[1])
+def _at(array, batch, head, row):
+    """Where one row of a (B, H, T, D) array begins."""
+    return shift(pointer(array), (batch * array.strides[0] + head * array.strides[1] + row * array.strides[2]) // array.itemsize)
+
+
+@kernel
+def _stride(array):
+    """From one row to the next."""
+    return array.strides[2] // array.itemsize
 
 
 @kernel
@@ -294,8 +304,9 @@ def _drop(p, rows, seen, keys, position, row_length, dropout):
 
 
 @kernel
-def _forward_tasks(q, k, v, out, lse, strides, shape, scale, offset, dropout, counter, memory):
-    B, H, K, Tq, Tk, D = shape
+def _forward_tasks(q, k, v, out, lse, scale, offset, dropout, counter, memory):
+    B, H, Tq, D = q.shape
+    _, K, Tk, _ = k.shape
     L = lanes(pointer(q))
     panel = 2 * L
     one, zero = scale / scale, scale - scale
@@ -312,16 +323,15 @@ def _forward_tasks(q, k, v, out, lse, strides, shape, scale, offset, dropout, co
         if task >= B * K:
             break
         batch, kv = task // K, task % K
-        _pack_padded(_at(k, strides[1], batch, kv), strides[1, 2], Tk, padded, D, width, one, values)
+        _pack_padded(_at(k, batch, kv, 0), _stride(k), Tk, padded, D, width, one, values)
         _transpose(values, padded, width, transposed)
-        _pack_padded(_at(v, strides[2], batch, kv), strides[2, 2], Tk, padded, D, width, one, values)
+        _pack_padded(_at(v, batch, kv, 0), _stride(v), Tk, padded, D, width, one, values)
         for head in range(kv * (H // K), (kv + 1) * (H // K)):
-            row0 = (batch * H + head) * Tq
+            row0 = (batch * H + head) * Tq  # rows are numbered for dropout
             for first in range(0, Tq, QUERIES):
                 rows = min(QUERIES, Tq - first)
                 padded_rows = _up(rows, ROWS)
-                start = shift(_at(q, strides[0], batch, head), first * strides[0, 2])
-                _pack_padded(start, strides[0, 2], rows, padded_rows, D, width, scale, queries)
+                _pack_padded(_at(q, batch, head, first), _stride(q), rows, padded_rows, D, width, scale, queries)
                 fill(sums, padded_rows * width, zero)
                 fill(maxima, padded_rows * L, -one / zero)
                 fill(totals, padded_rows * L, zero)
@@ -335,18 +345,18 @@ def _forward_tasks(q, k, v, out, lse, strides, shape, scale, offset, dropout, co
                                      shift(maxima, i * L), shift(totals, i * L), shift(sums, i * width), width, j == 0)
                     _drop(scores, rows, seen, keys, (row0 + first) * Tk + j, Tk, dropout)
                     _add_weighted(scores, padded_rows, keys, seen, shift(values, j * width), width, sums)
-                start = shift(_at(out, strides[3], batch, head), first * strides[3, 2])
                 for i in range(rows):
                     total = zero
                     for lane in range(L):
                         total += totals[i * L + lane]
-                    lse[row0 + first + i] = maxima[i * L] + np.log(total)
-                    unpack(shift(sums, i * width), width, shift(start, i * strides[3, 2]), 0, 1, D, width, one / total)
+                    lse[batch, head, first + i] = maxima[i * L] + np.log(total)
+                    unpack(shift(sums, i * width), width, _at(out, batch, head, first + i), 0, 1, D, width, one / total)
 
 
 @kernel
-def _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, strides, shape, scale, offset, dropout, counter, memory):
-    B, H, K, Tq, Tk, D = shape
+def _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, scale, offset, dropout, counter, memory):
+    B, H, Tq, D = q.shape
+    _, K, Tk, _ = k.shape
     panel = 2 * lanes(pointer(q))
     one, zero = scale / scale, scale - scale
     width, padded = _up(D, panel), _up(Tk, panel)
@@ -367,27 +377,25 @@ def _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, strides, shape, scale, 
         if task >= B * K:
             break
         batch, kv = task // K, task % K
-        _pack_padded(_at(v, strides[2], batch, kv), strides[2, 2], Tk, padded, D, width, one, keys_packed)
+        _pack_padded(_at(v, batch, kv, 0), _stride(v), Tk, padded, D, width, one, keys_packed)
         _transpose(keys_packed, padded, width, values_transposed)
-        _pack_padded(_at(k, strides[1], batch, kv), strides[1, 2], Tk, padded, D, width, one, keys_packed)
+        _pack_padded(_at(k, batch, kv, 0), _stride(k), Tk, padded, D, width, one, keys_packed)
         _transpose(keys_packed, padded, width, keys_transposed)
         fill(dkeys, 2 * padded * width, zero)
         for head in range(kv * (H // K), (kv + 1) * (H // K)):
-            row0 = (batch * H + head) * Tq
+            row0 = (batch * H + head) * Tq  # rows are numbered for dropout
             for first in range(0, Tq, QUERIES):
                 rows = min(QUERIES, Tq - first)
                 padded_rows = _up(rows, ROWS)
-                start = shift(_at(q, strides[0], batch, head), first * strides[0, 2])
-                _pack_padded(start, strides[0, 2], rows, padded_rows, D, width, scale, queries)
-                start = shift(_at(dout, strides[4], batch, head), first * strides[4, 2])
-                _pack_padded(start, strides[4, 2], rows, padded_rows, D, width, one, douts)
-                start = shift(_at(out, strides[3], batch, head), first * strides[3, 2])
+                _pack_padded(_at(q, batch, head, first), _stride(q), rows, padded_rows, D, width, scale, queries)
+                _pack_padded(_at(dout, batch, head, first), _stride(dout), rows, padded_rows, D, width, one, douts)
                 for i in range(padded_rows):
                     delta, log_sum = zero, zero
                     if i < rows:
-                        log_sum = lse[row0 + first + i]
+                        log_sum = lse[batch, head, first + i]
+                        x, y = _at(out, batch, head, first + i), shift(douts, i * width)
                         for d in range(D):
-                            delta += start[i * strides[3, 2] + d] * douts[i * width + d]
+                            delta += x[d] * y[d]
                     deltas[i], log_sums[i] = delta, log_sum
                 fill(dqueries, padded_rows * width, zero)
                 for j in range(0, min(Tk, first + rows - 1 + offset), KEYS):
@@ -407,23 +415,31 @@ def _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, strides, shape, scale, 
                     _add_transposed(p, padded_rows, keys, seen, douts, width, shift(dvalues, j * width))
                     _add_transposed(ds, padded_rows, keys, seen, queries, width, shift(dkeys, j * width))
                     _add_weighted(ds, padded_rows, keys, seen, shift(keys_packed, j * width), width, dqueries)
-                start = shift(_at(dq, strides[5], batch, head), first * strides[5, 2])
-                unpack(dqueries, width, start, strides[5, 2], rows, D, width, scale)
-        unpack(dkeys, width, _at(dk, strides[6], batch, kv), strides[6, 2], Tk, D, width, one)
-        unpack(dvalues, width, _at(dv, strides[7], batch, kv), strides[7, 2], Tk, D, width, one)
+                unpack(dqueries, width, _at(dq, batch, head, first), _stride(dq), rows, D, width, scale)
+        unpack(dkeys, width, _at(dk, batch, kv, 0), _stride(dk), Tk, D, width, one)
+        unpack(dvalues, width, _at(dv, batch, kv, 0), _stride(dv), Tk, D, width, one)
 
 
-@kernel(parallel=True)
-def _forward(q, k, v, out, lse, strides, shape, scale, offset, dropout, counter, memory):
+def forward(q, k, v, out, lse, scale, offset, dropout, counter, memory):
     for worker in prange(len(memory)):
-        _forward_tasks(q, k, v, out, lse, strides, shape, scale, offset, dropout, counter, memory[worker])
+        _forward_tasks(q, k, v, out, lse, scale, offset, dropout, counter, memory[worker])
 
 
-@kernel(parallel=True)
-def _backward(dout, q, k, v, out, lse, dq, dk, dv, strides, shape, scale, offset, dropout, counter, memory):
+def backward(dout, q, k, v, out, lse, dq, dk, dv, scale, offset, dropout, counter, memory):
     for worker in prange(len(memory)):
-        _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, strides, shape, scale, offset, dropout, counter,
-                        memory[worker])
+        _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, scale, offset, dropout, counter, memory[worker])
+
+
+@functools.cache
+def _compiled(function: Callable, reads: int, writes: int, dtype: np.dtype) -> Callable:
+    """One compilation per dtype serves operands of all strides, read-only or not."""
+    number, word = numba.from_dtype(dtype), types.uint32
+    read, write = types.Array(number, 4, "A", readonly=True), types.Array(number, 4, "A")
+    lse = types.Array(number, 3, "C", readonly=True)
+    arrays = [*[read] * reads, lse, *[write] * writes] if writes > 1 else [*[read] * reads, write, lse.copy(readonly=False)]
+    signature = types.void(*arrays, number, types.intp, types.Tuple([word, word, word, number]),
+                           types.Array(types.int64, 1, "C"), types.Array(number, 2, "C"))
+    return kernel(signature=signature, parallel=True)(function)
 
 
 # --- the public functions ---
@@ -431,9 +447,7 @@ def _backward(dout, q, k, v, out, lse, dq, dk, dv, strides, shape, scale, offset
 
 def _readable(x: np.ndarray) -> np.ndarray:
     """`x`, or a copy of it where its numbers do not lie side by side along the last axis."""
-    fits = x.flags.aligned and all(stride >= 0 and stride % x.itemsize == 0 for stride in x.strides)
-    fits = fits and (x.shape[-1] <= 1 or x.strides[-1] == x.itemsize)
-    return x if fits or not x.size else np.array(x, order="C")
+    return x if x.strides[3] == x.itemsize or x.shape[3] <= 1 or not x.size else np.array(x, order="C")
 
 
 def _target(x: np.ndarray | None, like: np.ndarray, name: str) -> np.ndarray:
@@ -455,10 +469,6 @@ def _shape(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> tuple[i
         raise ValueError(f"expected at least as many keys as queries in causal attention, got {k.shape[2]} keys for "
                          f"{q.shape[2]} queries")
     return *q.shape[:2], *k.shape[1:2], q.shape[2], *k.shape[2:]
-
-
-def _strides(*arrays: np.ndarray) -> np.ndarray:
-    return np.array([array.strides[:3] for array in arrays], np.int64) // arrays[0].itemsize
 
 
 def _offset(shape: tuple[int, ...], causal: bool) -> int:
@@ -494,8 +504,8 @@ def attention(
     number = q.dtype.type
     dropout = (*keys(seed), keep_threshold(dropout_p), number(1 / (1 - dropout_p)))
     memory = workspace(q.dtype, num_threads(), _elements(shape, q.itemsize, 2, 2, 1))
-    _forward(span(q), span(k), span(v), span(out), lse.reshape(-1), _strides(q, k, v, out), shape,
-             number(scale), _offset(shape, causal), dropout, np.zeros(1, np.int64), memory)
+    _compiled(forward, 3, 1, q.dtype)(q, k, v, out, lse, number(scale), _offset(shape, causal), dropout,
+                                      np.zeros(1, np.int64), memory)
     give_back(memory)
     return out, lse
 
@@ -515,8 +525,7 @@ def attention_backward(
     number = q.dtype.type
     dropout = (*keys(seed), keep_threshold(dropout_p), number(1 / (1 - dropout_p)))
     memory = workspace(q.dtype, num_threads(), _elements(shape, q.itemsize, 5, 3, 2))
-    _backward(span(dout), span(q), span(k), span(v), span(out), flat(lse), span(dq), span(dk), span(dv),
-              _strides(q, k, v, out, dout, dq, dk, dv), shape, number(scale), _offset(shape, causal), dropout,
-              np.zeros(1, np.int64), memory)
+    _compiled(backward, 5, 3, q.dtype)(dout, q, k, v, out, np.ascontiguousarray(lse), dq, dk, dv, number(scale),
+                                       _offset(shape, causal), dropout, np.zeros(1, np.int64), memory)
     give_back(memory)
     return dq, dk, dv
