@@ -257,7 +257,7 @@ class Op:
         saved = []
         for slot in plan.slots:
             if slot >= 0:
-                saved.append(_keep_input(inputs[slot], arrays[slot]))
+                saved.append(_keep_input(inputs[slot], arrays[slot]) if slot < len(inputs) else None)
             elif slot == OUT:
                 saved.append(keep(result.array, result.storage))
             else:
