@@ -1,111 +1,50 @@
 """The proof: derivatives by the rules against derivatives by the definition.
 
-The definition is a limit of differences. A central difference (f(x+h) − f(x−h))/2h is off by c₂h² + c₄h⁴ + …; taking it
-at h, h/2, h/4, … and combining the results so that c₂, then c₄, … cancel (Richardson extrapolation) reaches about ten
-digits where one difference reaches six. What is left between two columns of that table is an estimate of the error, so a
-comparison needs no guessed tolerance: it fails when analytic and numeric value differ by more than the numeric one's own
-error bar, beyond `rtol` of the derivative's scale.
+`gradcheck` compares the Jacobian that backward passes give with the one that differences of the function give
+(`differences`: values with error bars). Both are matrices J[j, k] = ∂(output element k)/∂(input element j). Small ones are
+compared whole. Of large ones the numbers vᵀJu are compared, for random directions u of the input and v of the output: one
+backward pass and a dozen evaluations test every element at once, since a wrong one shows in nearly every projection. When a
+comparison fails, the element at fault is looked for, and the pattern of the difference names a likely cause.
 
-Where the function has a kink the table does not converge, the error bar is wide, and that is reported as what it is.
-
-Source: Ridders, "Accurate computation of F′(x) and F′(x)F″(x)", 1982; Press et al., "Numerical Recipes", 5.7.
+Source: projections as in HIPS autograd's `check_grads`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from .differences import Estimate, differentiate
 from .functional import grad
 from .graph import Variable, enable_grad, no_grad
+from .op import registry
 from .ops import alias
 from .tensor import Tensor
 
-__all__ = ["GradcheckError", "gradcheck", "gradgradcheck", "numeric_jacobian"]
+__all__ = ["GradcheckError", "gradcheck", "gradgradcheck", "reproduction"]
+
+WHOLE = 1500  # elements of a Jacobian that is compared whole
+PROJECTIONS = 4
 
 
 class GradcheckError(AssertionError):
-    """A derivative that is not what it should be."""
+    """A derivative that is not what it should be.
 
-
-def _outputs(function: Callable, inputs: Sequence[Any]) -> list[Tensor]:
-    result = function(*inputs)
-    return [y for y in (result if isinstance(result, tuple | list) else (result,)) if isinstance(y, Variable)]  # type: ignore
-
-
-def numeric_jacobian(
-    function: Callable, inputs: Sequence[Any], which: int, step: float = 0.03, levels: int = 5
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Derivatives of each output with respect to input `which`, by extrapolated central differences.
-
-    Returns:
-        values and error bars: for each output an array (number of input elements, number of output elements).
+    Attributes (those that apply, else None):
+        input, index      which input, and which of its elements
+        output, element   which output, and which of its elements (None: a random combination of all)
+        analytic, numeric, bar
+        cause             "sign", "factor", "sum", "transposed", "nothing", "kink", "vague", "not finite", "shape" or ""
     """
-    x = inputs[which].array.astype(np.float64)
 
-    def at(values: np.ndarray) -> list[np.ndarray]:
-        arguments = list(inputs)
-        arguments[which] = Variable.wrap(values)
-        with no_grad():
-            return [y.array.astype(np.float64).reshape(-1) for y in _outputs(function, arguments)]
-
-    values, bars = [], []
-    for j in range(x.size):
-        h0 = step * max(1.0, abs(x.reshape(-1)[j]))
-        table: list[list[list[np.ndarray]]] = []  # [level][column][output]
-        noise: list[np.ndarray] = []
-        for level in range(levels):
-            h = h0 / 2**level
-            plus, minus = x.copy(), x.copy()
-            plus.reshape(-1)[j] += h
-            minus.reshape(-1)[j] -= h
-            width = plus.reshape(-1)[j] - minus.reshape(-1)[j]  # what 2h became in floating point
-            above, below = at(plus), at(minus)
-            row = [[(a - b) / width for a, b in zip(above, below, strict=True)]]
-            for column in range(1, level + 1):
-                factor = 4.0**column
-                row.append([(factor * finer - coarser) / (factor - 1) for finer, coarser in
-                            zip(row[column - 1], table[level - 1][column - 1], strict=True)])
-            table.append(row)
-            noise = [4 * np.finfo(np.float64).eps * np.maximum(np.abs(a), np.abs(b)) / h for a, b in
-                     zip(above, below, strict=True)]
-        best = [value.copy() for value in table[0][0]]
-        error = [np.full(value.shape, np.inf) for value in best]
-        for level in range(1, levels):
-            for column in range(1, level + 1):
-                for k, value in enumerate(table[level][column]):
-                    spread = np.maximum(np.abs(value - table[level][column - 1][k]),
-                                        np.abs(value - table[level - 1][column - 1][k]))
-                    better = spread < error[k]
-                    best[k][better] = value[better]
-                    error[k][better] = spread[better]
-        values.append(best)
-        bars.append([e + n for e, n in zip(error, noise, strict=True)])
-    sizes = [y.size for y in at(x)]
-    return ([np.array([v[k] for v in values]).reshape(x.size, size) for k, size in enumerate(sizes)],
-            [np.array([b[k] for b in bars]).reshape(x.size, size) for k, size in enumerate(sizes)])
-
-
-def _analytic_jacobian(function: Callable, inputs: Sequence[Any], which: int) -> list[np.ndarray]:
-    with enable_grad():
-        arguments = [alias(x) if isinstance(x, Variable) and x.node is not None else x for x in inputs]
-        outputs = _outputs(function, arguments)
-        x = arguments[which]
-        jacobians = []
-        for y in outputs:
-            columns = []
-            for k in range(y.array.size):
-                unit = np.zeros(y.shape, y.dtype)
-                unit.reshape(-1)[k] = 1
-                g = grad(y, x, unit, retain_graph=True, allow_unused=True)[0] if y.node is not None else None
-                if g is not None and (g.shape != x.shape or g.dtype != x.dtype):
-                    raise GradcheckError(f"input {which}: expected a gradient of shape {x.shape} and dtype {x.dtype}, got "
-                                         f"{g.shape} and {g.dtype}")
-                columns.append(np.zeros(x.array.size) if g is None else g.array.reshape(-1))
-            jacobians.append(np.array(columns).reshape(y.array.size, x.array.size).T)
-        return jacobians
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.cause: str = details.pop("cause", "")
+        self.input = self.index = self.output = self.element = self.analytic = self.numeric = self.bar = None
+        vars(self).update(details)
 
 
 def gradcheck(
@@ -114,18 +53,23 @@ def gradcheck(
     *,
     rtol: float = 1e-7,
     atol: float = 1e-10,
-    step: float = 0.03,
+    step: float = 2.0**-5,
+    whole: int = WHOLE,
+    seed: int = 0,
     raise_exception: bool = True,
 ) -> bool:
     """Compare every first derivative of `function` at `inputs` with its definition.
 
+    A derivative passes if it differs from the numeric one by no more than four error bars of that, plus `rtol` of the largest
+    derivative of the same output and input, plus `atol`. Points where no derivative exists (a kink, a jump) do not pass.
+
     Args:
         function: takes the inputs, returns a Tensor or several.
         inputs: a Tensor or several, those with requires_grad in float64; others are passed on as they are.
-        rtol: allowed difference relative to the largest derivative of the same output and input.
-        atol: allowed absolute difference.
-        step: the first, largest step of the difference table, relative to max(1, |x|). Make it smaller where the
-            function is defined only close by.
+        rtol, atol: as above.
+        step: the largest step of the difference table, relative to max(1, |x|). Smaller ones are tried by themselves.
+        whole: Jacobians of more elements than this are compared in random projections.
+        seed: of the projections.
 
     Returns:
         True; on failure raises GradcheckError, or returns False if not `raise_exception`.
@@ -140,55 +84,12 @@ def gradcheck(
                             f"digits prove little (use x.double())")
     try:
         for i in checked:
-            analytic = _analytic_jacobian(function, inputs, i)
-            numeric, error = numeric_jacobian(function, inputs, i, step)
-            for k, (a, n, e) in enumerate(zip(analytic, numeric, error, strict=True)):
-                _compare(a, n, e, i, k, inputs[i].shape, rtol, atol)
-    except GradcheckError:
-        if raise_exception:
-            raise
-        return False
+            _check_input(_Target(function, inputs, i), rtol, atol, step, whole, seed)
+    except GradcheckError as error:
+        if not raise_exception:
+            return False
+        raise GradcheckError(f"{error}\n\nto see it again:\n\n{reproduction(function, inputs)}", **vars(error)) from None
     return True
-
-
-def _compare(a: np.ndarray, n: np.ndarray, e: np.ndarray, i: int, k: int, shape: tuple, rtol: float, atol: float) -> None:
-    if not a.size:
-        return
-    scale = max(np.abs(n).max(), np.abs(a).max()) if np.isfinite(n).all() and np.isfinite(a).all() else np.inf
-    allowed = atol + rtol * scale + 4 * e
-    wrong = ~(np.abs(a - n) <= allowed)
-    vague = e > 1e-4 * max(scale, 1e-6)
-    if not np.isfinite(scale) or wrong.any() or vague.any():
-        if np.isfinite(scale) and not wrong.any():
-            wrong = vague
-        elif not np.isfinite(scale):
-            wrong = ~(np.isfinite(a) & np.isfinite(n))
-        element, output = (int(v) for v in np.unravel_index(np.argmax(np.where(wrong, np.abs(a - n), -1)), a.shape))
-        where = tuple(int(v) for v in np.unravel_index(element, shape)) if shape else ()
-        raise GradcheckError(
-            f"derivative of output {k}[{output}] with respect to input {i} at {where}: analytic {a[element, output]:.12g}, "
-            f"numeric {n[element, output]:.12g} ± {e[element, output]:.1g} ({int(wrong.sum())} of {a.size} derivatives are "
-            f"off){_likely_cause(a, n, e)}"
-        )
-
-
-def _likely_cause(a: np.ndarray, n: np.ndarray, e: np.ndarray) -> str:
-    """What the pattern of the difference suggests."""
-    if not (np.isfinite(a).all() and np.isfinite(n).all()):
-        return "; likely cause: the function or its derivative is not finite here"
-    if (e > 1e-4 * max(np.abs(n).max(), 1e-6)).any():
-        return "; likely cause: a kink or a jump within the step, where no derivative exists (try other inputs or step=)"
-    if not a.any():
-        return "; likely cause: the rule returns no gradient for this input"
-    solid = np.abs(n) > 1e-6 * np.abs(n).max()
-    if solid.any():
-        ratios = a[solid] / n[solid]
-        if np.ptp(ratios) < 1e-6 * np.abs(ratios).max():
-            return "; likely cause: a wrong sign" if abs(ratios[0] + 1) < 1e-6 else \
-                f"; likely cause: a wrong factor, the rule gives {ratios[0]:.6g} times the derivative"
-    if a.shape[0] == a.shape[1] and np.allclose(a.T, n, atol=1e-6):
-        return "; likely cause: the Jacobian is transposed"
-    return ""
 
 
 def gradgradcheck(
@@ -196,9 +97,10 @@ def gradgradcheck(
     inputs: Any,
     grad_outputs: Any = None,
     *,
-    rtol: float = 1e-6,
+    rtol: float = 1e-7,
     atol: float = 1e-9,
-    step: float = 0.03,
+    step: float = 2.0**-5,
+    whole: int = WHOLE // 4,
     raise_exception: bool = True,
     seed: int = 0,
 ) -> bool:
@@ -225,4 +127,243 @@ def gradgradcheck(
                          allow_unused=True)
             return tuple(g for g in found if g is not None)
 
-    return gradcheck(gradients, (*inputs, *weights), rtol=rtol, atol=atol, step=step, raise_exception=raise_exception)
+    gradients.__name__ = f"gradients of {_name(function)}"
+    return gradcheck(gradients, (*inputs, *weights), rtol=rtol, atol=atol, step=step, whole=whole, seed=seed,
+                     raise_exception=raise_exception)
+
+
+# -- one input ----------------------------------------------------------------------------------------------------------
+
+
+def _outputs(function: Callable, inputs: Sequence[Any]) -> list[Tensor]:
+    result = function(*inputs)
+    return [y for y in (result if isinstance(result, tuple | list) else (result,)) if isinstance(y, Variable)]  # type: ignore
+
+
+def _name(function: Callable) -> str:
+    function = getattr(function, "func", function)  # of a functools.partial
+    return getattr(function, "name", None) or getattr(function, "__name__", None) or type(function).__name__
+
+
+class _Target:
+    """A function as a function of one of its inputs, its outputs laid end to end."""
+
+    def __init__(self, function: Callable, inputs: Sequence[Any], which: int) -> None:
+        self.function, self.inputs, self.which = function, inputs, which
+        self.x: np.ndarray = inputs[which].array
+        with enable_grad():
+            self.arguments = [alias(x) if isinstance(x, Variable) and x.node is not None else x for x in inputs]
+            self.outputs = _outputs(function, self.arguments)
+        self.sizes = [y.array.size for y in self.outputs]
+        self.width = sum(self.sizes)
+
+    def at(self, x: np.ndarray) -> np.ndarray:
+        """All output elements, with `x` for the input."""
+        arguments = [Variable.wrap(a.array) if isinstance(a, Variable) else a for a in self.inputs]
+        arguments[self.which] = Variable.wrap(x)
+        with no_grad():
+            outputs = _outputs(self.function, arguments)
+        return np.concatenate([y.array.astype(np.float64).reshape(-1) for y in outputs] or [np.zeros(0)])
+
+    def backward(self, v: np.ndarray) -> np.ndarray:
+        """J v by a backward pass: the gradient that upstream gradients `v`, laid end to end, give the input."""
+        parts = np.split(v, np.cumsum(self.sizes)[:-1])
+        pairs = [(y, part.reshape(y.shape).astype(y.dtype)) for y, part in zip(self.outputs, parts, strict=True)
+                 if y.node is not None]
+        g = None
+        if pairs:
+            (g,) = grad([y for y, _ in pairs], self.arguments[self.which], [w for _, w in pairs], retain_graph=True,
+                        allow_unused=True)
+        if g is None:
+            return np.zeros(self.x.size)
+        if g.shape != self.x.shape or g.dtype != self.x.dtype:
+            raise GradcheckError(f"input {self.which}: expected a gradient of shape {self.x.shape} and dtype {self.x.dtype}, "
+                                 f"got {g.shape} and {g.dtype}", cause="shape")
+        return np.asarray(g.array.reshape(-1), np.float64)
+
+    def analytic(self) -> np.ndarray:
+        """The Jacobian (input elements, output elements) by backward passes."""
+        return np.array([self.backward(unit) for unit in np.eye(self.width)]).reshape(self.width, self.x.size).T
+
+    def numeric(self, step: float, reduce: Callable = lambda y: y) -> Estimate:
+        """The Jacobian by differences; with `reduce`, that of reduce(outputs)."""
+        flat = self.x.reshape(-1)
+        scales = np.maximum(1.0, np.abs(flat))
+
+        def shifted(t: float) -> np.ndarray:
+            rows = []
+            for j in range(flat.size):
+                moved = np.array(flat)
+                moved[j] += t * scales[j]
+                rows.append(reduce(self.at(moved.reshape(self.x.shape))))
+            return np.array(rows)
+
+        return _scaled(differentiate(shifted, step), 1 / scales)
+
+    def slope(self, u: np.ndarray, v: np.ndarray, step: float) -> Estimate:
+        """vᵀ J u by differences along `u`."""
+        size = np.abs(self.x).max(initial=1)
+        u = u.reshape(self.x.shape)
+        return differentiate(lambda t: np.array([v @ self.at(self.x + (t * size) * u)]) / size, step)
+
+    def locate(self, element: int) -> tuple[int, tuple[int, ...]]:
+        """The output that an element of all of them belongs to, and its index there."""
+        bounds = np.cumsum(self.sizes)
+        k = int(np.searchsorted(bounds, element, side="right"))
+        shape = self.outputs[k].shape
+        return k, _index(element - int(bounds[k] - self.sizes[k]), shape)
+
+
+def _scaled(estimate: Estimate, factors: np.ndarray) -> Estimate:
+    factors = factors[:, None] if estimate.value.ndim == 2 else factors
+    return Estimate(estimate.value * factors, estimate.bar * factors, estimate.jump * factors, estimate.jump_bar * factors)
+
+
+def _index(position: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(position, shape)) if shape else ()
+
+
+def _check_input(target: _Target, rtol: float, atol: float, step: float, whole: int, seed: int) -> None:
+    if not target.x.size or not target.width:
+        return
+    try:
+        if target.x.size * target.width <= whole:
+            _compare(target, target.analytic(), target.numeric(step), rtol, atol)
+            return
+        rng = np.random.default_rng(seed)
+        for _ in range(PROJECTIONS):
+            u, v = rng.normal(size=target.x.size), rng.normal(size=target.width)
+            a, n = target.backward(v) @ u, target.slope(u, v, step)
+            if not _agrees(np.array([a]), n, rtol, atol).all():
+                combine = lambda y, v=v: np.array([v @ y])
+                _compare(target, target.backward(v)[:, None], target.numeric(step, combine), rtol, atol)
+                raise GradcheckError(
+                    f"derivative with respect to input {target.which} along a random direction: analytic {a:.12g}, numeric "
+                    f"{n.value[0]:.12g} ± {n.bar[0]:.1g}", input=target.which, analytic=a, numeric=n.value[0], bar=n.bar[0],
+                    cause="kink" if n.kinked.any() else "")
+    except (ValueError, IndexError, TypeError) as error:
+        raise GradcheckError(f"`{_name(target.function)}`, input {target.which} of shape {target.x.shape}: the derivative could "
+                             f"not be computed: {error}; likely cause: a rule that returns a gradient of another shape than "
+                             f"its input, broadcast with dout", input=target.which, cause="shape") from error
+
+
+def _scale(a: np.ndarray, n: np.ndarray) -> float:
+    return max(np.abs(n).max(initial=0), np.abs(a).max(initial=0))
+
+
+def _agrees(a: np.ndarray, n: Estimate, rtol: float, atol: float) -> np.ndarray:
+    """Where analytic and numeric derivative agree, and the numeric one is worth something."""
+    scale = _scale(a, n.value)
+    close = np.abs(a - n.value) <= atol + rtol * scale + 4 * n.bar
+    return close & (n.bar <= 1e-4 * max(scale, 1e-6)) & ~n.kinked
+
+
+def _compare(target: _Target, a: np.ndarray, n: Estimate, rtol: float, atol: float) -> None:
+    """Raise for the element of the Jacobian that is furthest off, if one is."""
+    good = np.ones(a.shape, bool)
+    whole = a.shape[1] == target.width
+    blocks = np.cumsum([0, *target.sizes]) if whole else [0, a.shape[1]]
+    for start, stop in itertools.pairwise(blocks):  # each output has a scale of its own
+        part = slice(start, stop)
+        estimate = Estimate(n.value[:, part], n.bar[:, part], n.jump[:, part], n.jump_bar[:, part])
+        good[:, part] = _agrees(a[:, part], estimate, rtol, atol)
+    if good.all():
+        return
+    kinks = n.kinked & ~good
+    candidates = kinks if kinks.any() else ~good
+    distance = np.where(np.isfinite(a - n.value), np.abs(a - n.value), np.inf)
+    j, k = (int(i) for i in np.unravel_index(np.argmax(np.where(candidates, distance, -1)), a.shape))
+    output, element = target.locate(k) if whole else (0, None)
+    cause, words = _likely_cause(target, a, n, good)
+    index = _index(j, target.x.shape)
+    raise GradcheckError(
+        f"`{_name(target.function)}`: derivative of output {output}{list(element) if element is not None else ''} with respect "
+        f"to input {target.which} at {list(index)}: analytic {a[j, k]:.12g}, numeric {n.value[j, k]:.12g} ± {n.bar[j, k]:.1g} "
+        f"({int((~good).sum())} of {a.size} derivatives are off)" + (f"; likely cause: {words}" if words else ""),
+        input=target.which, index=index, output=output, element=element, analytic=float(a[j, k]),
+        numeric=float(n.value[j, k]), bar=float(n.bar[j, k]), cause=cause,
+    )
+
+
+# -- what went wrong ------------------------------------------------------------------------------------------------------
+
+
+def _likely_cause(target: _Target, a: np.ndarray, n: Estimate, good: np.ndarray) -> tuple[str, str]:
+    """What the pattern of the difference suggests: a short name, and words."""
+    if not (np.isfinite(a).all() and np.isfinite(n.value).all()):
+        return "not finite", "the function or its derivative is not finite here"
+    kinks = n.kinked & ~good
+    if kinks.any():
+        j, k = np.unravel_index(np.argmax(np.where(kinks, np.abs(n.jump), -1)), a.shape)
+        left, right = n.value[j, k] - n.jump[j, k] / 2, n.value[j, k] + n.jump[j, k] / 2
+        return "kink", (f"a kink: the derivative is {left:.6g} from the left and {right:.6g} from the right, and the rule gives "
+                        f"{a[j, k]:.6g}; no derivative exists at this point")
+    scale = _scale(a, n.value)
+    if (n.bar > 1e-4 * max(scale, 1e-6)).any():
+        return "vague", "a kink or a jump close by, or a function that is not smooth (try other inputs or a smaller step=)"
+    if not a.any():
+        return "nothing", "the rule returns no gradient for this input"
+    near = 1e-6 * scale
+    solid = np.abs(n.value) > near
+    if solid.any() and (np.abs(a[~solid]) <= near).all():
+        ratios = a[solid] / n.value[solid]
+        if np.ptp(ratios) < 1e-6 * np.abs(ratios).max():
+            if abs(ratios[0] + 1) < 1e-6:
+                return "sign", "a wrong sign"
+            return "factor", f"a wrong factor, the rule gives {ratios[0]:.6g} times the derivative"
+    for order in _permutations(target.x.shape):
+        moved = a.reshape(*target.x.shape, a.shape[1]).transpose(*order, a.ndim - 2 + target.x.ndim).reshape(a.shape)
+        if np.abs(moved - n.value).max() <= near:
+            return "transposed", f"the gradient is transposed: its axes come in the order {order}"
+    if a.shape[0] == a.shape[1] and np.abs(a.T - n.value).max() <= near:
+        return "transposed", "the Jacobian is transposed"
+    missing = (np.abs(a) <= near) & solid
+    if missing.any() and (np.abs(a - n.value)[~missing] <= near).all():
+        return "sum", ("a missing sum over a broadcast axis: some uses of the input are left out, the others are right "
+                       f"({int(missing.sum())} of {int(solid.sum())} terms are missing)")
+    return "", ""
+
+
+def _permutations(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Orders of the axes, other than the present one, that leave the shape as it is."""
+    if 2 <= len(shape) <= 4:
+        for order in itertools.permutations(range(len(shape))):
+            if order != tuple(range(len(shape))) and tuple(shape[i] for i in order) == shape:
+                yield order
+
+
+def reproduction(function: Callable, inputs: Sequence[Any]) -> str:
+    """Lines to paste into a Python session that run this check again."""
+    params = getattr(function, "keywords", {})  # of a functools.partial
+    lines = ["import numpy as np", "import autograd", "from numpy import array, float32, float64, int64", ""]
+    names = []
+    for i, x in enumerate(inputs):
+        names.append(f"x{i}")
+        array = x.array if isinstance(x, Variable) else x
+        text = literal(array)
+        if isinstance(x, Variable):
+            text = f"autograd.Tensor({text}, requires_grad={x.node is not None})"
+        lines.append(f"x{i} = {text}")
+    name = _name(function)
+    if name in registry:
+        arguments = ", ".join([*names, *(f"{key}={literal(value)}" for key, value in params.items())])
+        lines.append(f'f = lambda {", ".join(names)}: autograd.registry["{name}"]({arguments})')
+    else:
+        lines.append(f"f = ...  # {name}")
+    lines.append(f"autograd.gradcheck(f, [{', '.join(names)}])")
+    return "\n".join(lines)
+
+
+def literal(value: Any) -> str:
+    """A value as Python source, exact to the last bit."""
+    if isinstance(value, np.ndarray):
+        with np.printoptions(threshold=2000, floatmode="unique", linewidth=110):
+            text = repr(value.tolist()) if value.size <= 2000 else np.array2string(value, separator=", ")
+        empty = f".reshape({value.shape})" if not value.size else ""
+        text = text.replace("nan", "np.nan").replace("inf", "np.inf")
+        return f"array({text}, {value.dtype}){empty}" if value.dtype != np.bool_ else f"array({text}){empty}"
+    if isinstance(value, tuple):
+        return "(" + "".join(f"{literal(part)}, " for part in value) + ")"
+    if isinstance(value, np.dtype):
+        return f'np.dtype("{value}")'
+    return repr(value)
