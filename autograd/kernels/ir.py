@@ -28,7 +28,7 @@ from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-__all__ = ["Emitter", "emitted", "fetch_add", "has", "host", "lanes", "move", "mover", "pointer", "shift", "transpose"]
+__all__ = ["Emitter", "emitted", "fetch_add", "has", "host", "lanes", "move", "move_first", "mover", "pointer", "shift", "transpose"]
 
 INT = ir.IntType(64)
 
@@ -83,6 +83,23 @@ class Emitter:
     def store(self, vector: ir.Value, address: ir.Value) -> None:
         self.builder.store(vector, self.builder.bitcast(address, vector.type.as_pointer()), align=self.bytes)
 
+    def load_first(self, address: ir.Value, count: ir.Value) -> ir.Value:
+        """The first `count` lanes; the others are zero, and their memory is not touched."""
+        int32 = ir.IntType(32)
+        numbers, bits = ir.VectorType(count.type, self.lanes), ir.VectorType(ir.IntType(1), self.lanes)
+        pointer = self.vector.as_pointer()
+        counts = self.builder.insert_element(ir.Constant(numbers, ir.Undefined), count, int32(0))
+        counts = self.shuffle(counts, counts, [0] * self.lanes)
+        mask = self.builder.icmp_signed("<", ir.Constant(numbers, list(range(self.lanes))), counts)
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(self.vector, [pointer, int32, bits, self.vector]),
+            f"llvm.masked.load.v{self.lanes}f{8 * self.bytes}.p0",
+        )
+        return self.builder.call(
+            function, [self.builder.bitcast(address, pointer), int32(self.bytes), mask, self.zero()]
+        )
+
     def zero(self) -> ir.Value:
         return ir.Constant(self.vector, None)
 
@@ -91,35 +108,6 @@ class Emitter:
         number = self.builder.load(address, typ=self.number, align=self.bytes)
         first = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), number, ir.IntType(32)(0))
         return self.shuffle(first, first, [0] * self.lanes)
-
-    def broadcast(self, number: ir.Value) -> ir.Value:
-        """A number that is already at hand, in every lane."""
-        kind = ir.VectorType(number.type, self.lanes)
-        first = self.builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.IntType(32)(0))
-        return self.shuffle(first, first, [0] * self.lanes)
-
-    def below(self, first: ir.Value, count: ir.Value) -> ir.Value:
-        """Where the lanes are numbered on from `first`: which of them have a number below `count`."""
-        int32 = ir.IntType(32)
-        numbers = ir.Constant(ir.VectorType(int32, self.lanes), list(range(self.lanes)))
-        left = self.builder.trunc(self.builder.sub(count, first), int32)
-        return self.builder.icmp_signed("<", numbers, self.broadcast(left))
-
-    def load_some(self, address: ir.Value, lanes: ir.Value) -> ir.Value:
-        """The numbers at `address` in these lanes, 0 in the others, whose memory is not touched."""
-        return self._masked("load", self.vector, address, [ir.IntType(32)(self.bytes), lanes, self.zero()])
-
-    def store_some(self, vector: ir.Value, address: ir.Value, lanes: ir.Value) -> None:
-        self._masked("store", ir.VoidType(), address, [ir.IntType(32)(self.bytes), lanes], [vector])
-
-    def _masked(self, name: str, result: ir.Type, address: ir.Value, after: list, before: list | tuple = ()) -> ir.Value:
-        address = self.builder.bitcast(address, self.vector.as_pointer())
-        arguments = [*before, address, *after]
-        function = cgutils.get_or_insert_function(
-            self.builder.module, ir.FunctionType(result, [argument.type for argument in arguments]),
-            f"llvm.masked.{name}.v{self.lanes}f{8 * self.bytes}.p0",
-        )
-        return self.builder.call(function, arguments)
 
     def add(self, x: ir.Value, y: ir.Value) -> ir.Value:
         return self.builder.fadd(x, y)
@@ -256,6 +244,13 @@ def move(typingctx, source, target):
     return types.void(source, target), emitted("move", body, inline=True)
 
 
+@intrinsic
+def move_first(typingctx, source, target, count):
+    """Copy the first `count` lanes of a vector and set the others to zero; what is not copied is not read."""
+    body = lambda e, source, target, count: e.store(e.load_first(source, count), target)
+    return types.void(source, target, types.intp), emitted("move_first", body, inline=True)
+
+
 def mover(count: int) -> Callable:
     """A function (source, target) that copies `count` numbers, in as few moves as cover them (two may overlap)."""
 
@@ -274,15 +269,20 @@ def mover(count: int) -> Callable:
 
 
 @intrinsic
-def transpose(typingctx, source, source_stride, target, target_stride):
-    """Copy a square of lanes × lanes numbers, rows to columns."""
+def transpose(typingctx, source, source_stride, rows, target, target_stride):
+    """Copy a square of lanes × lanes numbers, rows to columns; for those beyond `rows`, the last one again."""
 
-    def body(e, source, source_stride, target, target_stride):
-        rows = [e.load(e.at(source, e.builder.mul(source_stride, INT(i)))) for i in range(e.lanes)]
-        for i, column in enumerate(e.transpose(rows)):
+    def body(e, source, source_stride, rows, target, target_stride):
+        last = e.builder.sub(rows, INT(1))
+        vectors = []
+        for i in range(e.lanes):
+            row = e.builder.select(e.builder.icmp_signed("<", INT(i), last), INT(i), last)
+            vectors.append(e.load(e.at(source, e.builder.mul(source_stride, row))))
+        for i, column in enumerate(e.transpose(vectors)):
             e.store(column, e.at(target, e.builder.mul(target_stride, INT(i))))
 
-    return types.void(source, types.intp, target, types.intp), emitted("transpose", body, inline=True)
+    signature = types.void(source, types.intp, types.intp, target, types.intp)
+    return signature, emitted("transpose", body, inline=True)
 
 
 @intrinsic

@@ -44,21 +44,20 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from .ir import emitted, fetch_add, host, lanes, move, mover, pointer, shift, transpose
+from .ir import emitted, fetch_add, host, lanes, move, move_first, mover, pointer, shift, transpose
 from .jit import kernel, prange
 
 __all__ = ["matmul"]
 
 VECTORS = 2  # in a row of the tile
 ROWS = 14 if host().registers == 32 else 6  # so that the tile, a row of b and one number of a fill the registers
-UNROLL = 4  # terms of the sum in one round of the tile's loop; panels are padded to a multiple
 DEPTH = 384
 WIDTH = 16 * VECTORS  # vectors
 GROUP = 8 * ROWS
 PACKED_ROW = DEPTH + 16  # not a power of two: rows that fall into the same cache set would evict each other
 SMALL = 2**18  # multiply-adds (about 3 µs) that aren't worth a second thread
 VECTOR_TASK = 2**15  # numbers of the matrix in one task of a product with a vector
-VECTOR_UNIT = 64  # its numbers of `out` are divided in multiples of this
+VECTOR_UNIT = 64  # `out` is divided in multiples of this, of 8 times this where b's rows are contiguous
 
 
 class Matrix(NamedTuple):
@@ -80,31 +79,44 @@ def _at(matrix, i, j):
 
 
 def _tile(vectors: int, row: int, column: int) -> Any:
-    """The microkernel: out = start + a @ b, on ROWS × `vectors`, for a panel of a with the given strides."""
+    """The microkernel: out = start + a @ b, on ROWS × `vectors`, for a panel of a with the given strides.
 
-    def body(e, a, b, rounds, start, start_row, out, out_row):
-        def cells(base, stride):
-            for i in range(ROWS):
-                first = e.at(base, e.builder.mul(stride, stride.type(i)))
-                yield from (e.at(first, v * e.lanes) for v in range(vectors))
+    Only the first `rows` rows are read from `start` and written to `out`.
+    """
 
-        for cell in cells(start, start_row):
-            e.prefetch(cell)
-        with e.loop(rounds, [a, b, *(e.zero() for _ in range(ROWS * vectors))]) as carried:
+    def body(e, a, b, depth, start, start_row, out, out_row, rows):
+        def cells(base, stride, i):
+            first = e.at(base, e.builder.mul(stride, stride.type(i)))
+            return [e.at(first, v * e.lanes) for v in range(vectors)]
+
+        def finish(i, sums):
+            for total, source, target in zip(sums, cells(start, start_row, i), cells(out, out_row, i), strict=True):
+                e.store(e.add(total, e.load(source)), target)
+
+        for i in range(ROWS):
+            for cell in cells(start, start_row, i):
+                e.prefetch(cell)
+        with e.loop(depth, [a, b, *(e.zero() for _ in range(ROWS * vectors))]) as carried:
             a, b, *sums = carried
-            for k in range(UNROLL):
-                b_k = [e.load(e.at(b, (k * vectors + v) * e.lanes)) for v in range(vectors)]
-                for i in range(ROWS):
-                    a_ik = e.splat(e.at(a, i * row + k * column))
-                    for v in range(vectors):
-                        sums[i * vectors + v] = e.fma(a_ik, b_k[v], sums[i * vectors + v])
-            carried[:] = e.at(a, UNROLL * column), e.at(b, UNROLL * vectors * e.lanes), *sums
-        for total, source, target in zip(carried[2:], cells(start, start_row), cells(out, out_row), strict=True):
-            e.store(e.add(total, e.load(source)), target)
+            b_k = [e.load(e.at(b, v * e.lanes)) for v in range(vectors)]
+            for i in range(ROWS):
+                a_ik = e.splat(e.at(a, i * row))
+                for v in range(vectors):
+                    sums[i * vectors + v] = e.fma(a_ik, b_k[v], sums[i * vectors + v])
+            carried[:] = e.at(a, column), e.at(b, vectors * e.lanes), *sums
+        rows_of_sums = [carried[2 + i * vectors : 2 + (i + 1) * vectors] for i in range(ROWS)]
+        with e.builder.if_else(e.builder.icmp_signed("==", rows, rows.type(ROWS))) as (whole, edge):
+            with whole:
+                for i, sums in enumerate(rows_of_sums):
+                    finish(i, sums)
+            with edge:
+                for i, sums in enumerate(rows_of_sums):
+                    with e.builder.if_then(e.builder.icmp_signed(">", rows, rows.type(i))):
+                        finish(i, sums)
 
     @intrinsic
-    def tile(typingctx, a, b, rounds, start, start_row, out, out_row):
-        signature = types.void(a, b, types.intp, a, types.intp, a, types.intp)
+    def tile(typingctx, a, b, depth, start, start_row, out, out_row, rows):
+        signature = types.void(a, b, types.intp, a, types.intp, a, types.intp, types.intp)
         return signature, emitted(f"tile.{vectors}.{row}.{column}", body)
 
     return tile
@@ -116,79 +128,82 @@ _move_rows = mover(ROWS)
 
 
 @kernel
-def _fill_zeros(target, count):
-    for i in range(count):
-        target[i] = 0
-
-
-@kernel
 def _pack_any(source, stride, step, size, depth, target, panel):
-    """Pack one panel number by number: depth steps of `size` numbers, filled up to `panel`."""
+    """Pack a panel number by number: `depth` steps of `size` numbers, each filled up with zeros to `panel`."""
     for k in range(depth):
-        for i in range(size):
-            target[k * panel + i] = source[i * stride + k * step]
-        _fill_zeros(shift(target, k * panel + size), panel - size)
+        for i in range(panel):
+            target[k * panel + i] = source[i * stride + k * step] if i < size else 0
 
 
 @kernel
-def _pack_columns(b, depth, N, padded, packed):
-    """b (depth, N) → panels (padded, 2 vectors); the last has one vector if that is enough."""
+def _pack_columns(b, depth, N, packed):
+    """b (depth, N) → panels (depth, 2 vectors); the last has one vector if that is enough."""
     L = lanes(packed)
     for j in range(0, N, VECTORS * L):
-        panel = L if N - j <= L else VECTORS * L
-        whole = N - j >= panel
-        source, target = shift(b.start, j * b.column), shift(packed, j * padded)
-        if whole and b.column == 1:
+        size = min(VECTORS * L, N - j)
+        panel = L if size <= L else VECTORS * L
+        source, target = shift(b.start, j * b.column), shift(packed, j * depth)
+        if b.column == 1:
             for k in range(depth):
                 for v in range(0, panel, L):
-                    move(shift(source, k * b.row + v), shift(target, k * panel + v))
-        elif whole and b.row == 1 and depth % L == 0:
-            for k in range(0, depth, L):
-                for v in range(0, panel, L):
-                    transpose(shift(source, v * b.column + k), b.column, shift(target, k * panel + v), panel)
+                    if size == panel:
+                        move(shift(source, k * b.row + v), shift(target, k * panel + v))
+                    else:
+                        move_first(shift(source, k * b.row + v), shift(target, k * panel + v), size - v)
+        elif b.row == 1 and depth >= L:
+            for v in range(0, panel, L):
+                for step in range(0, depth, L):
+                    k = min(step, depth - L)  # the last square overlaps the one before
+                    square = shift(source, v * b.column + k)
+                    transpose(square, b.column, size - v, shift(target, k * panel + v), panel)
         else:
-            _pack_any(source, b.column, b.row, min(panel, N - j), depth, target, panel)
-        _fill_zeros(shift(target, depth * panel), (padded - depth) * panel)
+            _pack_any(source, b.column, b.row, size, depth, target, panel)
 
 
 @kernel
-def _pack_rows(a, M, depth, padded, packed):
-    """a (M, depth) → panels (ROWS, padded), where a's rows are contiguous, else (padded, ROWS)."""
+def _pack_rows(a, M, depth, packed):
+    """a (M, depth) → panels (ROWS, depth) where a's rows are contiguous, else panels (depth, ROWS)."""
+    L = lanes(packed)
     if a.column == 1:
-        for i in range(-(-M // ROWS) * ROWS):
-            count = depth if i < M else 0
+        for i in range(M):
             source, target = shift(a.start, i * a.row), shift(packed, i * PACKED_ROW)
-            for k in range(count):
-                target[k] = source[k]
-            _fill_zeros(shift(target, count), padded - count)
+            for k in range(0, depth - L + 1, L):
+                move(shift(source, k), shift(target, k))
+            k = depth // L * L
+            if k < depth:
+                move_first(shift(source, k), shift(target, k), depth - k)
         return
     whole = M // ROWS * ROWS if a.row == 1 else 0
     for k in range(depth):  # all panels at once, as their rows are neighbours in memory
         for i in range(0, whole, ROWS):
             _move_rows(shift(a.start, k * a.column + i), shift(packed, i * PACKED_ROW + k * ROWS))
-    for i in range(0, M, ROWS):
-        target = shift(packed, i * PACKED_ROW)
-        if i >= whole:
-            _pack_any(shift(a.start, i * a.row), a.row, a.column, min(ROWS, M - i), depth, target, ROWS)
-        _fill_zeros(shift(target, depth * ROWS), (padded - depth) * ROWS)
+    for i in range(whole, M, ROWS):
+        size = min(ROWS, M - i)
+        source, target = shift(a.start, i * a.row), shift(packed, i * PACKED_ROW)
+        if a.row == 1:
+            for k in range(depth):  # the zeros that stick out of a step are overwritten by the next
+                for v in range(0, ROWS, L):
+                    move_first(shift(source, k * a.column + v), shift(target, k * ROWS + v), size - v)
+        else:
+            _pack_any(source, a.row, a.column, size, depth, target, ROWS)
 
 
 @kernel
-def _multiply_panels(by_rows, a, b, rounds, start, out, rows, columns, zeros, scratch):
-    """One tile. At an edge it goes to `scratch`, from where the part that exists is copied."""
+def _multiply_panels(by_rows, a, b, depth, start, out, rows, columns, zeros, scratch):
+    """One tile. At the right edge it goes to `scratch`, from where the part that exists is copied."""
     L = lanes(b)
-    whole = rows == ROWS and columns == VECTORS * L and start.column == 1 and out.column == 1
+    whole = columns == VECTORS * L and start.column == 1 and out.column == 1
     source, target = (start, out) if whole else (Matrix(zeros, 0, 1), Matrix(scratch, VECTORS * L, 1))
     if by_rows:
         if columns > L:
-            _tile_by_rows(a, b, rounds, source.start, source.row, target.start, target.row)
+            _tile_by_rows(a, b, depth, source.start, source.row, target.start, target.row, rows)
         else:
-            _narrow_tile_by_rows(a, b, rounds, source.start, source.row, target.start, target.row)
+            _narrow_tile_by_rows(a, b, depth, source.start, source.row, target.start, target.row, rows)
     else:
         if columns > L:
-            _tile_by_columns(a, b, rounds, source.start, source.row, target.start, target.row)
+            _tile_by_columns(a, b, depth, source.start, source.row, target.start, target.row, rows)
         else:
-            _narrow_tile_by_columns(a, b, rounds, source.start, source.row, target.start, target.row)
+            _narrow_tile_by_columns(a, b, depth, source.start, source.row, target.start, target.row, rows)
     if not whole:
         for i in range(rows):
             for j in range(columns):
@@ -196,9 +211,17 @@ def _multiply_panels(by_rows, a, b, rounds, start, out, rows, columns, zeros, sc
                 out.start[i * out.row + j * out.column] = scratch[i * VECTORS * L + j] + before
 
 
+@kernel
+def _share(size, unit, part, parts):
+    """Where part number `part` begins and how long it is, if `size` is cut evenly at multiples of `unit`."""
+    units = -(-size // unit)
+    begin = units * part // parts * unit
+    return begin, min(units * (part + 1) // parts * unit, size) - begin
+
+
 def _workspace_size(lanes: int) -> int:
     """Numbers that a thread needs besides its operands: the sum of what `_block` lays out."""
-    return (WIDTH + ROWS * VECTORS) * lanes + GROUP * PACKED_ROW + WIDTH * lanes * (DEPTH + UNROLL)
+    return (WIDTH + ROWS * VECTORS) * lanes + GROUP * PACKED_ROW + WIDTH * lanes * DEPTH
 
 
 @kernel
@@ -210,19 +233,16 @@ def _block(a, b, start, out, M, N, K, workspace):
     packed_a = shift(scratch, ROWS * VECTORS * L)
     packed_b = shift(packed_a, GROUP * PACKED_ROW)
     blocks = -(-K // DEPTH)
-    depth_of_all = -(-K // (blocks * UNROLL)) * UNROLL
-    for k in range(0, K, depth_of_all):
-        depth = min(depth_of_all, K - k)
-        rounds = -(-depth // UNROLL)
-        padded = rounds * UNROLL
-        _pack_columns(_at(b, k, 0), depth, N, padded, packed_b)
+    for block in range(blocks):
+        k, depth = _share(K, 1, block, blocks)
+        _pack_columns(_at(b, k, 0), depth, N, packed_b)
         for group in range(0, M, GROUP):
             group_rows = min(GROUP, M - group)
-            _pack_rows(_at(a, group, k), group_rows, depth, padded, packed_a)
+            _pack_rows(_at(a, group, k), group_rows, depth, packed_a)
             for i in range(group, group + group_rows, ROWS):
                 for j in range(0, N, VECTORS * L):
                     _multiply_panels(
-                        a.column == 1, shift(packed_a, (i - group) * PACKED_ROW), shift(packed_b, j * padded), rounds,
+                        a.column == 1, shift(packed_a, (i - group) * PACKED_ROW), shift(packed_b, j * depth), depth,
                         _at(start, i, j), _at(out, i, j), min(ROWS, M - i), min(VECTORS * L, N - j), zeros, scratch,
                     )  # fmt: skip
         start = out
@@ -232,12 +252,19 @@ def _block(a, b, start, out, M, N, K, workspace):
 def _vector_block(x, b, start, out, K, N):
     """out (N) = start (N) + x (K) @ b (K, N), where b's rows or its columns are contiguous."""
     if b.row == 1:
-        for j in range(N):
-            total = start.start[j * start.column]
-            column = shift(b.start, j * b.column)
+        for j in range(0, N, 4):  # four columns share the loads of x; at the edge, some are the last one again
+            last = N - 1 - j
+            b0, b1 = shift(b.start, j * b.column), shift(b.start, (j + min(1, last)) * b.column)
+            b2, b3 = shift(b.start, (j + min(2, last)) * b.column), shift(b.start, (j + min(3, last)) * b.column)
+            t0 = t1 = t2 = t3 = x[0] * 0
             for k in range(K):
-                total += x[k] * column[k]
-            out.start[j * out.column] = total
+                t0 += x[k] * b0[k]
+                t1 += x[k] * b1[k]
+                t2 += x[k] * b2[k]
+                t3 += x[k] * b3[k]
+            totals = (t0, t1, t2, t3)
+            for i in range(min(4, N - j)):
+                out.start[(j + i) * out.column] = start.start[(j + i) * start.column] + totals[i]
         return
     y = out.start
     for j in range(N):
@@ -270,14 +297,6 @@ def _is_vector_product(a, b, out):
 
 
 @kernel
-def _share(size, unit, part, parts):
-    """Where part number `part` begins and how long it is, if `size` is cut evenly at multiples of `unit`."""
-    units = -(-size // unit)
-    begin = units * part // parts * unit
-    return begin, min(units * (part + 1) // parts * unit, size) - begin
-
-
-@kernel
 def _plan(M, N, K, batches, lanes, vector, workers):
     """Into how many parts to cut M and N, so that all workers finish early.
 
@@ -301,7 +320,7 @@ def _plan(M, N, K, batches, lanes, vector, workers):
 
 
 @kernel
-def _work(a, b, bias, out, offsets, accumulate, vector, counter, workspace, M_parts, N_parts):
+def _work(a, b, bias, out, batch_axes, batches, accumulate, vector, counter, workspace, M_parts, N_parts):
     """Take tasks until there are none. Any thread may do any task: its result doesn't depend on who did it."""
     (M, K), N = a.shape, b.shape[1]
     A, B, C = _matrix(a), _matrix(b), _matrix(out)
@@ -311,19 +330,25 @@ def _work(a, b, bias, out, offsets, accumulate, vector, counter, workspace, M_pa
         A, B, C = _as_row(a, b, out)
         if N == 1:
             M, N, bias_step = 1, M, 0
-        N_unit, width = VECTOR_UNIT, N
+        N_unit, width = VECTOR_UNIT if B.row == 1 else 8 * VECTOR_UNIT, N
     while True:
         task = fetch_add(pointer(counter))
-        if task >= len(offsets) * M_parts * N_parts:
+        if task >= batches * M_parts * N_parts:
             break
         batch, part = divmod(task, M_parts * N_parts)
+        a_offset = b_offset = out_offset = 0
+        for size, a_stride, b_stride, out_stride in batch_axes:
+            batch, index = divmod(batch, size)
+            a_offset += index * a_stride
+            b_offset += index * b_stride
+            out_offset += index * out_stride
         i, rows = _share(M, M_unit, part % M_parts, M_parts)
         j, columns = _share(N, N_unit, part // M_parts, N_parts)
         for left in range(j, j + columns, width):
             block_a, block_b, target = _at(A, i, 0), _at(B, 0, left), _at(C, i, left)
-            block_a = Matrix(shift(block_a.start, offsets[batch, 0]), A.row, A.column)
-            block_b = Matrix(shift(block_b.start, offsets[batch, 1]), B.row, B.column)
-            target = Matrix(shift(target.start, offsets[batch, 2]), C.row, C.column)
+            block_a = Matrix(shift(block_a.start, a_offset), A.row, A.column)
+            block_b = Matrix(shift(block_b.start, b_offset), B.row, B.column)
+            target = Matrix(shift(target.start, out_offset), C.row, C.column)
             start = Matrix(pointer(workspace), 0, int(not vector))  # zeros
             if accumulate:
                 start = target
@@ -342,23 +367,28 @@ def _between_numbers(array):
     return array.strides[0] % array.itemsize != 0 or array.strides[-1] % array.itemsize != 0
 
 
-def _multiply(a, b, bias, out, offsets, accumulate, counter, workspace):
-    """The compiled program. offsets (batches, 3): where each a, b and out begin; counter (1,): tasks taken.
+def _multiply(a, b, bias, out, batch_axes, accumulate, counter, workspace):
+    """The compiled program: a (M, K), b (K, N), bias (N or 0,), out (M, N), counter (1,) of the tasks taken.
 
+    a, b and out are the first matrices of their batches. batch_axes (axes, 4), last axis first: its size and the
+    numbers by which the next matrix of a, b and out lies further on.
     Returns False, having done nothing, where an array's strides are not multiples of its numbers' size.
     """
     if _between_numbers(a) or _between_numbers(b) or _between_numbers(bias) or _between_numbers(out):
         return False
     (M, K), N, L = a.shape, b.shape[1], lanes(pointer(a))
-    vector = len(offsets) == 1 and _is_vector_product(a, b, out)
-    M_parts, N_parts = _plan(M, N, K, len(offsets), L, vector, len(workspace))
-    small = M_parts * N_parts * len(offsets) == 1 or (len(offsets) * M * N * K < SMALL and not vector)
+    batches = 1
+    for i in range(len(batch_axes)):
+        batches *= batch_axes[i, 0]
+    vector = batches == 1 and _is_vector_product(a, b, out)
+    M_parts, N_parts = _plan(M, N, K, batches, L, vector, len(workspace))
+    small = M_parts * N_parts * batches == 1 or (batches * M * N * K < SMALL and not vector)
     counter[0] = 0
     if small or len(workspace) == 1:
-        _work(a, b, bias, out, offsets, accumulate, vector, counter, workspace[0], M_parts, N_parts)
+        _work(a, b, bias, out, batch_axes, batches, accumulate, vector, counter, workspace[0], M_parts, N_parts)
     else:
-        for worker in prange(len(workspace)):
-            _work(a, b, bias, out, offsets, accumulate, vector, counter, workspace[worker], M_parts, N_parts)
+        for i in prange(len(workspace)):
+            _work(a, b, bias, out, batch_axes, batches, accumulate, vector, counter, workspace[i], M_parts, N_parts)
     return True
 
 
@@ -397,17 +427,18 @@ def _product(dtype: np.dtype) -> _Product:
     return _Product(dtype)
 
 
-_ONE_MATRIX = np.zeros((1, 3), np.int64)
+_NO_AXES = np.empty((0, 4), np.int64)
 
 
-def _offsets(batch: tuple[int, ...], *arrays: np.ndarray) -> np.ndarray:
-    """(batches, 3): how many numbers from its first matrix each array's matrix for a batch index lies."""
-    table = np.zeros((*batch, 3), np.int64)
-    for column, array in enumerate(arrays):
-        for axis, stride in enumerate(array.strides[:-2]):
-            places = np.arange(batch[axis]) * (stride // array.itemsize)
-            table[..., column] += places.reshape(-1, *[1] * (len(batch) - axis - 1))
-    return table.reshape(-1, 3)
+def _batch_axes(batch: tuple[int, ...], *arrays: np.ndarray) -> np.ndarray:
+    """(axes, 4), last axis first: its size and each array's stride in numbers, 0 where the array is broadcast."""
+
+    def stride(array: np.ndarray, axis: int) -> int:
+        there = array.ndim >= 2 + axis and array.shape[-2 - axis] > 1
+        return array.strides[-2 - axis] // array.itemsize if there else 0
+
+    axes = range(1, len(batch) + 1)
+    return np.array([[batch[-axis], *(stride(array, axis) for array in arrays)] for axis in axes])
 
 
 def matmul(
@@ -460,13 +491,12 @@ def matmul(
         if not accumulate:
             out[...] = 0 if bias is None else bias
         return out
-    offsets, first = _ONE_MATRIX, out
+    axes, first = _NO_AXES, out
     if batch:
-        a, b = (np.broadcast_to(x, batch + x.shape[-2:]) for x in (a, b))
-        offsets = _offsets(batch, a, b, out)
-        a, b, first = (x[(0,) * len(batch)] for x in (a, b, out))
+        axes = _batch_axes(batch, a, b, out)
+        a, b, first = (x[(0,) * (x.ndim - 2)] for x in (a, b, out))
     workspace = product.workspace()
-    done = product.program(a, b, start, first, offsets, accumulate, *workspace)
+    done = product.program(a, b, start, first, axes, accumulate, *workspace)
     product.free.append(workspace)
     if not done:
         raise ValueError("matmul needs strides that are multiples of the item size; copy the arrays first")
@@ -474,6 +504,8 @@ def matmul(
 
 
 def _broadcast(a: np.ndarray, b: np.ndarray) -> tuple[int, ...]:
+    if a.shape[:-2] == b.shape[:-2]:
+        return a.shape[:-2]
     try:
         return np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     except ValueError:
