@@ -74,14 +74,15 @@ class GPT(Generation, nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        if config.position == "learned":
-            self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = make_norm(config)
-        if not config.tie_embeddings:
-            self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        with nn.init.skipped():  # once is enough: see _initialise
+            self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+            if config.position == "learned":
+                self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+            self.dropout = nn.Dropout(config.dropout)
+            self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+            self.norm = make_norm(config)
+            if not config.tie_embeddings:
+                self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -173,7 +174,8 @@ class GPT(Generation, nn.Module):
         Weights are converted to `dtype`. Raises FileNotFoundError or ValueError, in one line, for what it can't read.
         """
         config, state = read_pretrained(folder, dtype)
-        model = cls(config).to(dtype)
+        with nn.init.skipped():
+            model = cls(config).to(dtype)
         model.load_state_dict(state)
         return model
 

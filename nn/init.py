@@ -9,17 +9,35 @@ their variance from layer to layer; they need a matrix (out, in).
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
 from autograd import Tensor, generator
 
 __all__ = [
-    "constant_", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "trunc_normal_", "uniform_",
+    "constant_", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "skipped", "trunc_normal_", "uniform_",
     "xavier_normal_", "xavier_uniform_", "zeros_",
 ]  # fmt: skip
+
+
+_drawing = True
+
+
+@contextlib.contextmanager
+def skipped() -> Iterator[None]:
+    """Draw no random weights within this context: for a model whose weights are filled in afterwards.
+
+    They stay as they are, 0 in new layers, until then. Constants (norms at 1, biases at 0) are still set.
+    """
+    global _drawing
+    before, _drawing = _drawing, False
+    try:
+        yield
+    finally:
+        _drawing = before
 
 
 def constant_(tensor: Tensor, value: float) -> Tensor:
@@ -40,31 +58,33 @@ def ones_(tensor: Tensor) -> Tensor:
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Independent normal numbers."""
-    array = tensor.mutate()
-    array[...] = generator().standard_normal(array.shape, dtype=_drawn(array))
-    array *= std
-    array += mean
+    if _drawing:
+        array = tensor.mutate()
+        generator().standard_normal(dtype=array.dtype, out=array)
+        array *= std
+        array += mean
     return tensor
 
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     """Independent numbers, uniform in [a, b)."""
-    array = tensor.mutate()
-    array[...] = generator().random(array.shape, dtype=_drawn(array))
-    array *= b - a
-    array += a
+    if _drawing:
+        array = tensor.mutate()
+        generator().random(dtype=array.dtype, out=array)
+        array *= b - a
+        array += a
     return tensor
 
 
 def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Tensor:
     """Normal numbers, drawn again until they lie in [a, b]."""
-    array = tensor.mutate()
-    flat = np.full(array.size, np.nan)
-    outside = np.arange(array.size)
-    while outside.size:
-        flat[outside] = generator().normal(mean, std, outside.size)
-        outside = outside[(flat[outside] < a) | (flat[outside] > b)]
-    array[...] = flat.reshape(array.shape)
+    if _drawing:
+        array = tensor.mutate()
+        flat, outside = np.empty(array.size), np.arange(array.size)
+        while outside.size:
+            flat[outside] = generator().normal(mean, std, outside.size)
+            outside = outside[(flat[outside] < a) | (flat[outside] > b)]
+        array[...] = flat.reshape(array.shape)
     return tensor
 
 
@@ -92,11 +112,6 @@ def kaiming_normal_(
 ) -> Tensor:
     """Normal with std gain / √fan; weight (out, in). `a` is the negative slope of leaky_relu."""
     return normal_(tensor, 0.0, _kaiming_std(tensor, a, mode, nonlinearity))
-
-
-def _drawn(array: np.ndarray) -> Any:
-    """The precision to draw in: the generator knows float32 and float64."""
-    return np.float32 if array.dtype == np.float32 else np.float64
 
 
 def _fans(tensor: Tensor) -> tuple[int, int]:

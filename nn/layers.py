@@ -21,8 +21,8 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _empty(*shape: int, decay: bool = True) -> Parameter:
-    return Parameter(np.empty(shape, np.float32), decay=decay)
+def _new(*shape: int, decay: bool = True) -> Parameter:
+    return Parameter(np.zeros(shape, np.float32), decay=decay)
 
 
 class Linear(Module):
@@ -31,8 +31,8 @@ class Linear(Module):
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.weight = _empty(out_features, in_features)
-        self.bias = _empty(out_features, decay=False) if bias else None
+        self.weight = _new(out_features, in_features)
+        self.bias = _new(out_features, decay=False) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -56,7 +56,7 @@ class Embedding(Module):
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.weight = init.normal_(_empty(num_embeddings, embedding_dim, decay=False))
+        self.weight = init.normal_(_new(num_embeddings, embedding_dim, decay=False))
 
     def forward(self, idx: Any) -> Any:
         return F.embedding(idx, self.weight)
@@ -78,8 +78,8 @@ class LayerNorm(Module):
         super().__init__()
         shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
         self.normalized_shape, self.eps, self.elementwise_affine = shape, eps, elementwise_affine
-        self.weight = init.ones_(_empty(*shape, decay=False)) if elementwise_affine else None
-        self.bias = init.zeros_(_empty(*shape, decay=False)) if elementwise_affine and bias else None
+        self.weight = init.ones_(_new(*shape, decay=False)) if elementwise_affine else None
+        self.bias = init.zeros_(_new(*shape, decay=False)) if elementwise_affine and bias else None
 
     def forward(self, x: Any) -> Any:
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
@@ -100,7 +100,7 @@ class RMSNorm(Module):
         super().__init__()
         shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
         self.normalized_shape, self.eps, self.elementwise_affine = shape, eps, elementwise_affine
-        self.weight = init.ones_(_empty(*shape, decay=False)) if elementwise_affine else None
+        self.weight = init.ones_(_new(*shape, decay=False)) if elementwise_affine else None
 
     def forward(self, x: Any) -> Any:
         return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
