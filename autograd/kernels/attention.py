@@ -30,12 +30,14 @@ from collections.abc import Callable
 
 import numba
 import numpy as np
+from llvmlite import ir as llvm
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .arrays import give_back, workspace
-from .elementary import constant, emit_exp
-from .ir import INT, emitted, fetch_add, host, lanes, pointer, shift, transpose
+from .elementary import constant, emit_exp, log
+from .ir import INT, Emitter, emitted, fetch_add, host, lanes, pointer, shift, transpose
 from .jit import kernel, num_threads, prange
 from .random import keep_threshold, keys, random_bits
 
@@ -51,12 +53,45 @@ GROUP = 4  # queries that pass through softmax together; divides ROWS
 # --- what is emitted: products, exponentials, copies ---
 
 
-def _tile(name: str, along_rows: bool, accumulate: bool):
-    """out (ROWS, 2 vectors) (+)= Σ_k a[row, k]·b[k, columns], for k < steps·UNROLL.
+def _broadcast(e: Emitter, number: llvm.Value) -> llvm.Value:
+    """The number in every lane."""
+    kind = llvm.VectorType(number.type, e.lanes)
+    first = e.builder.insert_element(llvm.Constant(kind, llvm.Undefined), number, llvm.IntType(32)(0))
+    return e.shuffle(first, first, [0] * e.lanes)
+
+
+def _below(e: Emitter, first: llvm.Value, count: llvm.Value) -> llvm.Value:
+    """With the lanes numbered on from `first`: which of them have a number below `count`."""
+    int32 = llvm.IntType(32)
+    numbers = llvm.Constant(llvm.VectorType(int32, e.lanes), list(range(e.lanes)))
+    return e.builder.icmp_signed("<", numbers, _broadcast(e, e.builder.trunc(e.builder.sub(count, first), int32)))
+
+
+def _load_some(e: Emitter, address: llvm.Value, lanes: llvm.Value) -> llvm.Value:
+    """The numbers at `address` in these lanes, 0 in the others, whose memory is not touched."""
+    return _masked(e, "load", e.vector, [], address, [lanes, e.zero()])
+
+
+def _store_some(e: Emitter, vector: llvm.Value, address: llvm.Value, lanes: llvm.Value) -> None:
+    """Write these lanes to `address`."""
+    _masked(e, "store", llvm.VoidType(), [vector], address, [lanes])
+
+
+def _masked(e: Emitter, name: str, result: llvm.Type, before: list, address: llvm.Value, after: list) -> llvm.Value:
+    arguments = [*before, e.builder.bitcast(address, e.vector.as_pointer()), llvm.IntType(32)(e.bytes), *after]
+    function = cgutils.get_or_insert_function(
+        e.builder.module, llvm.FunctionType(result, [argument.type for argument in arguments]),
+        f"llvm.masked.{name}.v{e.lanes}f{8 * e.bytes}.p0",
+    )
+    return e.builder.call(function, arguments)
+
+
+def _tile(name: str, along_rows: bool):
+    """out (ROWS, 2 vectors) = Σ_k a[row, k]·b[k, columns] for k < steps·UNROLL, plus what is in out with `accumulate`.
 
     `along_rows`: a is stored row by row, `a_stride` apart; else column by column. The rows of b are b_stride apart.
     """
-    def body(e, a, a_stride, b, b_stride, steps, out, out_stride):
+    def body(e, a, a_stride, b, b_stride, steps, out, out_stride, accumulate):
         row = lambda base, stride, i: e.at(base, e.builder.mul(stride, INT(i)))
         cells = [(i, v) for i in range(ROWS) for v in range(2)]
         starts = [row(a, a_stride, i) for i in range(ROWS)] if along_rows else [a]
@@ -72,19 +107,18 @@ def _tile(name: str, along_rows: bool, accumulate: bool):
                           row(b, b_stride, UNROLL), *sums]
         for (i, v), total in zip(cells, carried[-len(cells):], strict=True):
             cell = e.at(row(out, out_stride, i), v * e.lanes)
-            e.store(e.add(total, e.load(cell)) if accumulate else total, cell)
+            e.store(e.add(total, e.builder.select(accumulate, e.load(cell), e.zero())), cell)
 
     @intrinsic
-    def tile(typingctx, a, a_stride, b, b_stride, steps, out, out_stride):
+    def tile(typingctx, a, a_stride, b, b_stride, steps, out, out_stride, accumulate):
         i = types.intp
-        return types.void(a, i, b, i, i, a, i), emitted(f"attention.{name}", body)
+        return types.void(a, i, b, i, i, a, i, types.boolean), emitted(f"attention.{name}", body)
 
     return tile
 
 
-product = _tile("product", along_rows=True, accumulate=False)
-add_product = _tile("add_product", along_rows=True, accumulate=True)
-add_transposed_product = _tile("add_transposed_product", along_rows=False, accumulate=True)
+product = _tile("product", along_rows=True)
+transposed_product = _tile("transposed_product", along_rows=False)
 
 
 @intrinsic
@@ -92,8 +126,8 @@ def softmax_step(typingctx, scores, vectors, maximum, total, sums, width, first)
     """`GROUP` queries meet a block of keys: scores become exp(score − m), and m, l and Σ p·v adapt.
 
     For each query `maximum` holds m in every lane, `total` a vector whose lanes add up to l, and `sums` `width` numbers
-    Σ p·v (all zero, if this is the `first` block). Several queries at once, because each by itself is one long
-    chain of dependent instructions.
+    Σ p·v; before the `first` block they hold nothing yet. Several queries at once, because each by itself is one
+    long chain of dependent instructions.
     """
     def body(e, scores, vectors, maximum, total, sums, width, first):
         builder, group = e.builder, range(GROUP)
@@ -101,7 +135,8 @@ def softmax_step(typingctx, scores, vectors, maximum, total, sums, width, first)
         state = lambda base, row: e.at(base, row * e.lanes)
         larger = lambda x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y)
         next_vector = lambda i: builder.add(i, INT(e.lanes))
-        before = [e.load(state(maximum, row)) for row in group]
+        lowest = constant(e.vector, -np.inf)
+        before = [builder.select(first, lowest, e.load(state(maximum, row))) for row in group]
         with e.loop(vectors, [INT(0), *before]) as carried:
             i, *m = carried
             carried[:] = [next_vector(i), *(larger(e.load(score(row, i)), m[row]) for row in group)]
@@ -110,7 +145,7 @@ def softmax_step(typingctx, scores, vectors, maximum, total, sums, width, first)
             order = [lane ^ half for lane in range(e.lanes)]
             m = [larger(x, e.shuffle(x, x, order)) for x in m]
             half //= 2
-        with builder.if_then(builder.icmp_signed("==", first, INT(0))):
+        with builder.if_then(builder.not_(first)):
             shrink = [emit_exp(builder, builder.fsub(before[row], m[row]), positive=False) for row in group]
             for row in group:
                 e.store(builder.fmul(e.load(state(total, row)), shrink[row]), state(total, row))
@@ -119,7 +154,8 @@ def softmax_step(typingctx, scores, vectors, maximum, total, sums, width, first)
                     place = e.at(carried[0], builder.mul(width, INT(row)))
                     e.store(builder.fmul(e.load(place), shrink[row]), place)
                 carried[:] = [e.at(carried[0], e.lanes)]
-        with e.loop(vectors, [INT(0), *(e.load(state(total, row)) for row in group)]) as carried:
+        l = [builder.select(first, e.zero(), e.load(state(total, row))) for row in group]
+        with e.loop(vectors, [INT(0), *l]) as carried:
             i, *l = carried
             p = [emit_exp(builder, builder.fsub(e.load(score(row, i)), m[row]), positive=False) for row in group]
             for row in group:
@@ -130,7 +166,7 @@ def softmax_step(typingctx, scores, vectors, maximum, total, sums, width, first)
             e.store(carried[1 + row], state(total, row))
 
     i = types.intp
-    return types.void(scores, i, scores, scores, scores, i, i), emitted("attention.softmax_step", body)
+    return types.void(scores, i, scores, scores, scores, i, types.boolean), emitted("attention.softmax_step", body)
 
 
 @intrinsic
@@ -159,7 +195,7 @@ def hide(typingctx, scores, first, last):
         start = builder.and_(first, INT(-e.lanes))
         with e.loop(builder.sdiv(builder.sub(last, start), INT(e.lanes)), [start]) as carried:
             i, = carried
-            e.store(builder.select(e.below(i, first), e.load(e.at(scores, i)), lowest), e.at(scores, i))
+            e.store(builder.select(_below(e, i, first), e.load(e.at(scores, i)), lowest), e.at(scores, i))
             carried[:] = [builder.add(i, INT(e.lanes))]
 
     return types.void(scores, types.intp, types.intp), emitted("attention.hide", body)
@@ -169,17 +205,18 @@ def _copy(name: str, narrow_source: bool):
     """target = scale · source for matrices (rows, D), one of which is padded to a `width` of whole vectors."""
     def body(e, source, source_stride, target, target_stride, rows, D, width, scale):
         builder = e.builder
-        scale = e.broadcast(scale)
-        with e.loop(rows, [source, target]) as carried:
-            with e.loop(builder.sdiv(width, INT(e.lanes)), [INT(0)]) as column:
-                i, = column
-                x, y, inside = e.at(carried[0], i), e.at(carried[1], i), e.below(i, D)
+        scale = _broadcast(e, scale)
+        with e.loop(builder.sdiv(width, INT(e.lanes)), [INT(0)]) as outer:
+            column, = outer
+            inside = _below(e, column, D)
+            with e.loop(rows, [e.at(source, column), e.at(target, column)]) as inner:
+                x, y = inner
                 if narrow_source:
-                    e.store(builder.fmul(e.load_some(x, inside), scale), y)
+                    e.store(builder.fmul(_load_some(e, x, inside), scale), y)
                 else:
-                    e.store_some(builder.fmul(e.load(x), scale), y, inside)
-                column[:] = [builder.add(i, INT(e.lanes))]
-            carried[:] = [e.at(carried[0], source_stride), e.at(carried[1], target_stride)]
+                    _store_some(e, builder.fmul(e.load(x), scale), y, inside)
+                inner[:] = [e.at(x, source_stride), e.at(y, target_stride)]
+            outer[:] = [builder.add(column, INT(e.lanes))]
 
     @intrinsic
     def copy(typingctx, source, source_stride, target, target_stride, rows, D, width, scale):
@@ -194,15 +231,25 @@ unpack = _copy("unpack", narrow_source=False)
 
 
 @intrinsic
-def fill(typingctx, target, count, value):
-    """`count` numbers (whole vectors) become `value`."""
-    def body(e, target, count, value):
-        value = e.broadcast(value)
-        with e.loop(e.builder.sdiv(count, INT(e.lanes)), [target]) as carried:
-            e.store(value, carried[0])
-            carried[:] = [e.at(carried[0], e.lanes)]
+def row_products(typingctx, x, x_stride, y, y_stride, rows, D, result):
+    """result[i] = Σ_d x[i, d]·y[i, d], where y (rows, ·) is padded with zeros to whole vectors."""
+    def body(e, x, x_stride, y, y_stride, rows, D, result):
+        builder = e.builder
+        with e.loop(rows, [x, y, result]) as outer:
+            x, y, result = outer
+            with e.loop(builder.sdiv(builder.add(D, INT(e.lanes - 1)), INT(e.lanes)), [INT(0), e.zero()]) as inner:
+                column, total = inner
+                total = e.fma(_load_some(e, e.at(x, column), _below(e, column, D)), e.load(e.at(y, column)), total)
+                inner[:] = [builder.add(column, INT(e.lanes)), total]
+            total, half = inner[1], e.lanes // 2
+            while half:
+                total = e.add(total, e.shuffle(total, total, [lane ^ half for lane in range(e.lanes)]))
+                half //= 2
+            builder.store(builder.extract_element(total, llvm.IntType(32)(0)), result)
+            outer[:] = [e.at(x, x_stride), e.at(y, y_stride), e.at(result, 1)]
 
-    return types.void(target, types.intp, value), emitted("attention.fill", body)
+    i = types.intp
+    return types.void(x, i, y, i, i, i, y), emitted("attention.row_products", body)
 
 
 # --- blocks ---
@@ -228,7 +275,8 @@ def _stride(array):
 @kernel
 def _pack_padded(source, stride, rows, padded_rows, D, width, scale, target):
     pack(source, stride, target, width, rows, D, width, scale)
-    fill(shift(target, rows * width), (padded_rows - rows) * width, scale - scale)
+    for i in range(rows * width, padded_rows * width):
+        target[i] = 0
 
 
 @kernel
@@ -239,7 +287,8 @@ def _transpose(source, rows, width, target):
     for first in range(0, rows, panel):
         for d in range(0, width, L):
             for v in range(0, panel, L):
-                transpose(shift(source, (first + v) * width + d), width, shift(target, first * width + d * panel + v), panel)
+                transpose(shift(source, (first + v) * width + d), width, L,
+                          shift(target, first * width + d * panel + v), panel)
 
 
 @kernel
@@ -259,26 +308,26 @@ def _scores(a, transposed, rows, keys, seen, width, out):
         for i in range(0, rows, ROWS):
             if _columns(i, seen, keys) > j:
                 product(shift(a, i * width), width, shift(transposed, j * width), panel, width // UNROLL,
-                        shift(out, i * KEYS + j), KEYS)
+                        shift(out, i * KEYS + j), KEYS, False)
 
 
 @kernel
-def _add_weighted(p, rows, keys, seen, b, width, out):
-    """out (rows, width) += p (rows, KEYS) · b (keys, width), with p zero where nothing is seen."""
+def _weighted(p, rows, keys, seen, b, width, out, accumulate):
+    """out (rows, width) (+)= p (rows, KEYS) · b (keys, width), with p zero where nothing is seen."""
     for j in range(0, width, 2 * lanes(p)):
         for i in range(0, rows, ROWS):
-            add_product(shift(p, i * KEYS), KEYS, shift(b, j), width, _up(_columns(i, seen, keys), UNROLL) // UNROLL,
-                        shift(out, i * width + j), width)
+            product(shift(p, i * KEYS), KEYS, shift(b, j), width, _up(_columns(i, seen, keys), UNROLL) // UNROLL,
+                    shift(out, i * width + j), width, accumulate)
 
 
 @kernel
-def _add_transposed(p, rows, keys, seen, b, width, out):
-    """out (keys, width) += pᵀ (keys, rows) · b (rows, width), with p zero where nothing is seen."""
+def _weighted_transposed(p, rows, keys, seen, b, width, out, accumulate):
+    """out (keys, width) (+)= pᵀ (keys, rows) · b (rows, width), with p zero where nothing is seen."""
     for j in range(0, width, 2 * lanes(p)):
         for i in range(0, keys, ROWS):
             first = max(0, i + 1 - seen) // ROWS * ROWS  # earlier queries do not see these keys
-            add_transposed_product(shift(p, first * KEYS + i), KEYS, shift(b, first * width + j), width,
-                                   (rows - first) // UNROLL, shift(out, i * width + j), width)
+            transposed_product(shift(p, first * KEYS + i), KEYS, shift(b, first * width + j), width,
+                               (rows - first) // UNROLL, shift(out, i * width + j), width, accumulate)
 
 
 @kernel
@@ -318,6 +367,7 @@ def _forward_tasks(q, k, v, out, lse, scale, offset, dropout, counter, memory):
     scores = shift(sums, QUERIES * width)
     maxima = shift(scores, QUERIES * KEYS)
     totals = shift(maxima, QUERIES * L)
+    log_sums = shift(totals, QUERIES * L)
     while True:
         task = fetch_add(pointer(counter))
         if task >= B * K:
@@ -332,9 +382,6 @@ def _forward_tasks(q, k, v, out, lse, scale, offset, dropout, counter, memory):
                 rows = min(QUERIES, Tq - first)
                 padded_rows = _up(rows, ROWS)
                 _pack_padded(_at(q, batch, head, first), _stride(q), rows, padded_rows, D, width, scale, queries)
-                fill(sums, padded_rows * width, zero)
-                fill(maxima, padded_rows * L, -one / zero)
-                fill(totals, padded_rows * L, zero)
                 for j in range(0, min(Tk, first + rows - 1 + offset), KEYS):
                     seen = first + offset - j  # by the first query of the block
                     keys = min(KEYS, Tk - j)
@@ -344,13 +391,15 @@ def _forward_tasks(q, k, v, out, lse, scale, offset, dropout, counter, memory):
                         softmax_step(shift(scores, i * KEYS), _up(_columns(i, seen, keys), panel) // L,
                                      shift(maxima, i * L), shift(totals, i * L), shift(sums, i * width), width, j == 0)
                     _drop(scores, rows, seen, keys, (row0 + first) * Tk + j, Tk, dropout)
-                    _add_weighted(scores, padded_rows, keys, seen, shift(values, j * width), width, sums)
+                    _weighted(scores, padded_rows, keys, seen, shift(values, j * width), width, sums, j > 0)
                 for i in range(rows):
                     total = zero
                     for lane in range(L):
                         total += totals[i * L + lane]
-                    lse[batch, head, first + i] = maxima[i * L] + np.log(total)
+                    log_sums[i] = total
                     unpack(shift(sums, i * width), width, _at(out, batch, head, first + i), 0, 1, D, width, one / total)
+                for i in range(rows):
+                    lse[batch, head, first + i] = maxima[i * L] + log(log_sums[i])
 
 
 @kernel
@@ -381,7 +430,6 @@ def _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, scale, offset, dropout,
         _transpose(keys_packed, padded, width, values_transposed)
         _pack_padded(_at(k, batch, kv, 0), _stride(k), Tk, padded, D, width, one, keys_packed)
         _transpose(keys_packed, padded, width, keys_transposed)
-        fill(dkeys, 2 * padded * width, zero)
         for head in range(kv * (H // K), (kv + 1) * (H // K)):
             row0 = (batch * H + head) * Tq  # rows are numbered for dropout
             for first in range(0, Tq, QUERIES):
@@ -389,15 +437,10 @@ def _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, scale, offset, dropout,
                 padded_rows = _up(rows, ROWS)
                 _pack_padded(_at(q, batch, head, first), _stride(q), rows, padded_rows, D, width, scale, queries)
                 _pack_padded(_at(dout, batch, head, first), _stride(dout), rows, padded_rows, D, width, one, douts)
+                row_products(_at(out, batch, head, first), _stride(out), douts, width, rows, D, deltas)
                 for i in range(padded_rows):
-                    delta, log_sum = zero, zero
-                    if i < rows:
-                        log_sum = lse[batch, head, first + i]
-                        x, y = _at(out, batch, head, first + i), shift(douts, i * width)
-                        for d in range(D):
-                            delta += x[d] * y[d]
-                    deltas[i], log_sums[i] = delta, log_sum
-                fill(dqueries, padded_rows * width, zero)
+                    log_sums[i] = lse[batch, head, first + i] if i < rows else zero
+                    deltas[i] = deltas[i] if i < rows else zero
                 for j in range(0, min(Tk, first + rows - 1 + offset), KEYS):
                     seen = first + offset - j
                     keys = min(KEYS, Tk - j)
@@ -412,9 +455,10 @@ def _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, scale, offset, dropout,
                                               shift(log_sums, i), shift(deltas, i))
                     _drop(p, rows, seen, keys, position, Tk, dropout)
                     keys = _up(keys, ROWS)
-                    _add_transposed(p, padded_rows, keys, seen, douts, width, shift(dvalues, j * width))
-                    _add_transposed(ds, padded_rows, keys, seen, queries, width, shift(dkeys, j * width))
-                    _add_weighted(ds, padded_rows, keys, seen, shift(keys_packed, j * width), width, dqueries)
+                    later = head > kv * (H // K) or (first > 0 and first - 1 + offset > j)  # these keys were seen before
+                    _weighted_transposed(p, padded_rows, keys, seen, douts, width, shift(dvalues, j * width), later)
+                    _weighted_transposed(ds, padded_rows, keys, seen, queries, width, shift(dkeys, j * width), later)
+                    _weighted(ds, padded_rows, keys, seen, shift(keys_packed, j * width), width, dqueries, j > 0)
                 unpack(dqueries, width, _at(dq, batch, head, first), _stride(dq), rows, D, width, scale)
         unpack(dkeys, width, _at(dk, batch, kv, 0), _stride(dk), Tk, D, width, one)
         unpack(dvalues, width, _at(dv, batch, kv, 0), _stride(dv), Tk, D, width, one)
@@ -465,6 +509,8 @@ def _shape(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> tuple[i
             and k.shape[1] and q.shape[1] % k.shape[1] == 0):
         raise ValueError(f"expected q (B, H, Tq, D) and k, v (B, K, Tk, D) with H a multiple of K, "
                          f"got {q.shape}, {k.shape}, {v.shape}")
+    if not k.shape[2]:
+        raise ValueError("expected at least one key")
     if causal and q.shape[2] > k.shape[2]:
         raise ValueError(f"expected at least as many keys as queries in causal attention, got {k.shape[2]} keys for "
                          f"{q.shape[2]} queries")
@@ -481,7 +527,7 @@ def _elements(shape: tuple[int, ...], itemsize: int, of_keys: int, of_queries: i
     """The size of a workspace with so many blocks of all keys, of some queries, and of scores."""
     panel = 2 * host().vector_bytes // itemsize
     width, keys = -(-shape[5] // panel) * panel, -(-shape[4] // panel) * panel
-    return of_keys * keys * width + QUERIES * (of_queries * width + of_scores * KEYS + panel)
+    return of_keys * keys * width + QUERIES * (of_queries * width + of_scores * KEYS + panel + 2)
 
 
 def attention(
@@ -522,6 +568,9 @@ def attention_backward(
     shape = _shape(q, k, v, causal)
     dout, q, k, v, out = map(_readable, (dout, q, k, v, out))
     dq, dk, dv = _target(dq, q, "dq"), _target(dk, k, "dk"), _target(dv, v, "dv")
+    if not q.size:
+        dk[...], dv[...] = 0, 0
+        return dq, dk, dv
     number = q.dtype.type
     dropout = (*keys(seed), keep_threshold(dropout_p), number(1 / (1 - dropout_p)))
     memory = workspace(q.dtype, num_threads(), _elements(shape, q.itemsize, 5, 3, 2))

@@ -1,4 +1,4 @@
-"""exp, expm1, tanh, sigmoid, erf and the normal distribution, for use inside kernels.
+"""exp, log, tanh, sigmoid, erf and the normal distribution, for use inside kernels.
 
 Numba would call the C library once per number. Here each function is a polynomial and a few selections, with no
 branch and no call, so that a loop over it becomes vector code, 8 or 16 numbers at a time. Every function takes a
@@ -11,14 +11,14 @@ The pieces:
   subtracted in two parts, so that no digit of r is lost (W. J. Cody and W. Waite, *Software Manual for the Elementary
   Functions*, 1980).
 - **Polynomials** are minimax fits (Remez). exp(r) − 1 = r + r²·q(r) keeps full relative precision around zero,
-  which gives expm1, and tanh from expm1.
+  from which tanh(t) = −e/(e + 2) with e = exp(−2t) − 1.
 - **Both sides of a condition are computed first** and one is selected: LLVM turns only that into vector code.
 - **erf** is x·p(x²) for |x| < 1. Beyond, erfc(x) = exp(−x²)·u·s(u) with u = 1/(1 + x/3), which has one smooth s for
   the whole half line; the normal distribution Φ needs only this branch and keeps its small tail.
 
 Accuracy against the exact value, tested over the whole range: exp 2 ulp, sigmoid 4 ulp, tanh and erf 4 ulp; the
 normal distribution is right to 2 ulp of 1. Results of exp below the smallest normal number are 0; infinities and NaN
-behave as in the C library. Left out: sin, cos, log (NumPy's own are vectorised, and no kernel needs them).
+behave as in the C library. Left out: sin and cos (NumPy's own are vectorised, and no kernel needs them).
 
 `reassoc` must be off in this file: it would merge the two parts of ln 2 and cancel the rounding.
 """
@@ -34,7 +34,7 @@ from numba.extending import intrinsic, overload
 
 from .jit import kernel
 
-__all__ = ["erf", "exp", "expm1", "logistic", "normal_cdf", "normal_pdf", "row_maximum", "sigmoid", "tanh"]
+__all__ = ["erf", "exp", "log", "logistic", "normal_cdf", "normal_pdf", "row_maximum", "sigmoid", "tanh"]
 
 
 class Constants(NamedTuple):
@@ -52,15 +52,18 @@ class Constants(NamedTuple):
     round_magic: Any  # 1.5·2^(mantissa bits): x + magic has the nearest integer of x in its lowest bits
     exp_highest: Any  # above: exp is infinite
     exp_lowest: Any  # below: exp is smaller than any normal number
+    tiny: Any  # the smallest normal number
     sqrt_half: Any
     inverse_sqrt_2pi: Any
     mantissa_bits: Any
     exp_q: tuple
     erf_p: tuple
     erfc_s: tuple
+    log_g: tuple
 
 
-def _constants(dtype: type, integer: type, exp_q: list, erf_p: list, erfc_s: list) -> Constants:
+def _constants(dtype: type, integer: type, exp_q: list, erf_p: list, erfc_s: list,
+               log_g: list) -> Constants:
     info = np.finfo(dtype)
     mantissa = 23 if dtype is np.float32 else 52
     ln2_high, ln2_low = {  # the high part has trailing zeros: n·ln2_high is exact
@@ -68,10 +71,10 @@ def _constants(dtype: type, integer: type, exp_q: list, erf_p: list, erfc_s: lis
         52: (6.93147180369123816490e-01, 1.90821492927058770002e-10),
     }[mantissa]
     numbers = (0, 0.5, 1, 2, 1 / 3, np.inf, 1 / np.log(2), ln2_high, ln2_low, 1.5 * 2**mantissa,
-               np.log(info.max), np.log(info.tiny), np.sqrt(0.5), 1 / np.sqrt(2 * np.pi))
+               np.log(info.max), np.log(info.tiny), info.tiny, np.sqrt(0.5), 1 / np.sqrt(2 * np.pi))
     return Constants(
         *map(dtype, numbers), integer(mantissa),
-        *(tuple(map(dtype, c)) for c in (exp_q, erf_p, erfc_s)),
+        *(tuple(map(dtype, c)) for c in (exp_q, erf_p, erfc_s, log_g)),
     )
 
 
@@ -83,6 +86,7 @@ FLOAT32 = _constants(
            0.00518832732622608281, -0.000801019054880116328, 0.0000785385136572091988],
     erfc_s=[0.187711445678151875, 0.193797202885674959, 0.147010201638715697, 0.224428345533562487,
             0.0930130414778002501, -0.0257977102793542998, 0.277893068189533643, -0.0980556018603701566],
+    log_g=[0.666667764725120281, 0.399775284776724183, 0.298721209209851472],
 )
 FLOAT64 = _constants(
     np.float64, np.int64,
@@ -98,6 +102,8 @@ FLOAT64 = _constants(
             0.233878069133829727, -0.440959929699097741, 0.577118225604266776, -0.542701677344023742,
             0.274588429143419367, 0.00950635816046673197, -0.10521200933570902, 0.0653981238999735904,
             -0.0183613637268697893, 0.00208325582806775613],
+    log_g=[0.666666666666673448, 0.399999999994140053, 0.285714287425776606, 0.222221985502927272,
+           0.181835656693232237, 0.153140126438731627, 0.147963616841363808],
 )
 
 CONTRACT = ("contract",)  # let a multiplication and an addition become one instruction; allow nothing else
@@ -179,6 +185,20 @@ def _scale_and_expm1(typing, x):
 
 
 @intrinsic
+def _exponent_and_mantissa(typing, x):
+    """(e, m) with x = 2ᵉ·m, m from √½ to √2 and e an integer, for a normal number x."""
+    def emit(context, builder, signature, arguments):
+        k, kind = constants_of(arguments[0].type), arguments[0].type
+        bits = builder.bitcast(arguments[0], integers_like(kind))
+        places = constant(bits.type, k.mantissa_bits)
+        e = builder.ashr(builder.sub(bits, builder.bitcast(constant(kind, k.sqrt_half), bits.type)), places)
+        m = builder.bitcast(builder.sub(bits, builder.shl(e, places)), kind)
+        return context.make_tuple(builder, signature.return_type, (builder.sitofp(e, kind), m))
+
+    return types.UniTuple(x, 2)(x), emit
+
+
+@intrinsic
 def polynomial(typing, x, name):
     """The polynomial in x whose coefficients the constants hold under that (literal) name."""
     def emit(context, builder, signature, arguments):
@@ -231,17 +251,27 @@ def row_maximum(x):
 
 @scalar
 def _expm1(x, k):
+    """For x ≤ 0."""
     scale, e = _scale_and_expm1(x)
     y = scale * e + (scale - k.one)
     y = -k.one if x < k.exp_lowest else y
-    y = k.infinity if x > k.exp_highest else y
     return y if x == x else x
+
+
+@scalar
+def _log(x, k):
+    e, m = _exponent_and_mantissa(x)
+    s = (m - k.one) / (m + k.one)  # log m = 2 artanh s = 2s + s³·g(s²)
+    y = e * k.ln2_high + (k.two * s + (s * s * s * polynomial(s * s, "log_g") + e * k.ln2_low))
+    y = y if x >= k.tiny else -k.infinity
+    y = x if x == k.infinity else y
+    return y if x >= k.zero else (x - x) / (x - x)
 
 
 @scalar
 def _tanh(x, k):
     t = abs(x)
-    e = _expm1(-k.two * t, k)  # tanh(t) = −e/(e + 2), e in (−1, 0]
+    e = _expm1(-k.two * t, k)
     y = -e / (e + k.two)
     return -y if x < k.zero else y
 
@@ -290,8 +320,8 @@ def exp(x: Any) -> Any:
     """eˣ; 0 where that is below the smallest normal number."""
 
 
-def expm1(x: Any) -> Any:
-    """eˣ − 1, precise around 0."""
+def log(x: Any) -> Any:
+    """The natural logarithm; −∞ where x is below the smallest normal number."""
 
 
 def tanh(x: Any) -> Any:
@@ -332,6 +362,6 @@ def _typed(public: Any, implementation: Any, with_constants: bool = True) -> Non
 
 
 _typed(exp, _exp, with_constants=False)
-for _public, _implementation in ((expm1, _expm1), (tanh, _tanh), (sigmoid, _sigmoid), (logistic, _logistic), (erf, _erf),
+for _public, _implementation in ((log, _log), (tanh, _tanh), (sigmoid, _sigmoid), (logistic, _logistic), (erf, _erf),
                                  (normal_cdf, _normal_cdf), (normal_pdf, _normal_pdf)):
     _typed(_public, _implementation)
