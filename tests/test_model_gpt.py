@@ -237,3 +237,27 @@ def test_learns_by_heart_and_recites(style):
         optimizer.step()
     assert loss.item() < 0.1
     assert gpt.generate(text[:1], 15, temperature=0).tolist() == text.tolist()
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_directional_derivative(style):
+    """Without an oracle: the slope of the loss along random directions, dropout included, is gradient · direction."""
+    gpt = scramble(GPT(build(STYLES[style], dropout=0.2)).double())
+    rng = np.random.default_rng(2)
+    idx, targets = rng.integers(0, 33, (2, 2, 9))
+    gradients = loss_and_gradients(gpt, idx, targets, seed=4)
+    start = {name: p.array.copy() for name, p in gpt.named_parameters()}
+    for _ in range(3):
+        direction = {name: rng.normal(size=value.shape) for name, value in start.items()}
+
+        def loss(distance, direction=direction):
+            for name, p in gpt.named_parameters():
+                p.mutate()[...] = start[name] + distance * direction[name]
+            return loss_and_gradients(gpt, idx, targets, seed=4)["loss"]
+
+        def slope(eps, loss=loss):
+            return (loss(eps) - loss(-eps)) / (2 * eps)
+
+        expected = sum((gradients[name] * direction[name]).sum() for name in start)
+        richardson = (4 * slope(1e-6) - slope(2e-6)) / 3
+        assert richardson == pytest.approx(expected, rel=1e-7, abs=1e-7)
