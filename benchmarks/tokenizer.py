@@ -2,10 +2,10 @@
 
     python -m benchmarks tokenizer [rounds]
 
-Texts: tinyshakespeare ten times (from ../shared/data; left out where it is absent), and the built-in corpus five times,
-eleven megabytes each. All three encode with the same vocabulary: GPT-2's on Shakespeare where its files are there,
-else one of 8192 tokens trained by us; ids are compared before anything is timed. tokenizers is given the text both ways, in one piece
-and in documents of about ten kilobytes, where its cache serves it better; the better way counts.
+Texts: tinyshakespeare ten times (from ../shared/data; left out where it is absent), and the built-in corpus five
+times, eleven megabytes each. All three encode with the same vocabulary: GPT-2's on Shakespeare where its files are
+there, else one of 8192 tokens trained by us; ids are compared before anything is timed. tokenizers is given the text
+both ways, in one piece and in documents of about ten kilobytes, where its cache serves it better; the better counts.
 
 Each tool is asked for what its users would ask for: we return a NumPy array, tiktoken a list, tokenizers an Encoding.
 Memory is the growth of the peak resident set over what the process held just before, in a process of its own.

@@ -57,7 +57,8 @@ def train(
         if file != STDIN:
             file.open("rb").close()  # a missing file is found before the work begins
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks = {}
         size = sum(len(text) if isinstance(text, bytes) else text.stat().st_size for text in texts)
 
@@ -167,7 +168,8 @@ def describe_vocabulary(console: Console, tokenizer: Tokenizer, longest: int) ->
     table.add_column("tokens", justify="right")
     table.add_column("")
     for length in sorted(lengths):
-        table.add_row(str(length), f"{lengths[length]:,}", Text("█" * max(1, 40 * lengths[length] // most), style="cyan"))
+        bar = Text("█" * max(1, 40 * lengths[length] // most), style="cyan")
+        table.add_row(str(length), f"{lengths[length]:,}", bar)
     console.print(table)
     console.print(Text("Longest tokens", style="italic"))
     shown = [Text(visible(token), style=STYLES[i % 2]) for i, token in enumerate(tokens[:longest])]

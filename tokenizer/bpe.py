@@ -17,6 +17,7 @@ from __future__ import annotations
 import builtins
 import codecs
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -120,7 +121,7 @@ class Tokenizer:
 
     @classmethod
     def bytes(cls, special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS) -> Tokenizer:
-        """The plain byte tokenizer: a byte's id is its value, special tokens follow from 256 on, no merges."""
+        """The plain byte tokenizer: a byte's id is its value, special tokens follow from 256 on."""
         special_tokens = _checked_special(special_tokens)
         tokens = {byte: bytes([byte]) for byte in range(256)}
         return cls(tokens, np.empty((0, 3)), {name: 256 + i for i, name in enumerate(special_tokens)}, None)
@@ -166,7 +167,7 @@ class Tokenizer:
 
         Stable across save and load, versions and machines, so a manifest can hold it.
         """
-        digest = hashlib.sha256(repr((self.pattern, self.whole_pieces, self._special_tokens)).encode())
+        digest = hashlib.sha256(json.dumps([self.pattern, self.whole_pieces, self._special_tokens]).encode())
         for token, data in sorted(self._tokens.items()):
             digest.update(b"%d %d " % (token, len(data)) + data)
         digest.update(self.merges.astype("<i8").tobytes())
@@ -249,7 +250,11 @@ class Tokenizer:
         return self._encode_pieces(data, cuts, self._whole_slots, self._workspace())
 
     def _encode_pieces(
-        self, data: builtins.bytes, cuts: Iterable[tuple[int, np.ndarray]], whole_slots: np.ndarray, workspace: Workspace
+        self,
+        data: builtins.bytes,
+        cuts: Iterable[tuple[int, np.ndarray]],
+        whole_slots: np.ndarray,
+        workspace: Workspace,
     ) -> np.ndarray:
         """Ids of `data`, cut as `pretokenize.piece_ends` describes."""
         from . import merge

@@ -115,7 +115,7 @@ def read_huggingface(source: str | os.PathLike | Mapping[str, Any]) -> dict[str,
         raise FormatError(f"{where}: normalizer {content['normalizer']!r:.60} would change the text; not supported")
 
     special_tokens: dict[str, int] = {}
-    for i, token in enumerate(content.get("added_tokens") or []):
+    for i, token in enumerate(_get(content, "added_tokens", list, where)):
         place = f"{where}: added_tokens[{i}]"
         name, number = _get(token, "content", str, place), _get(token, "id", int, place)
         for flag in ("single_word", "lstrip", "rstrip"):
@@ -441,14 +441,12 @@ def to_visible(data: bytes) -> str:
 
 
 def _write_vocab(tokenizer: Tokenizer) -> dict[str, int]:
-    named = [(token, to_visible(data)) for token, data in tokenizer._tokens.items()]
-    named += [(token, name) for name, token in tokenizer.special_tokens.items()]
-    vocab = {name: token for token, name in sorted(named)}
-    if len(vocab) < len(named):
-        name = next(name for name in tokenizer.special_tokens if vocab[name] != tokenizer.special_tokens[name]
-                    or to_visible(name.encode()) in vocab)
-        raise FormatError(f"special token {name!r} looks like another token in its visible form; rename it")
-    return vocab
+    vocab = {to_visible(data): token for token, data in sorted(tokenizer._tokens.items())}
+    for name, token in tokenizer.special_tokens.items():
+        if name in vocab:
+            raise FormatError(f"special token {name!r} looks like token {vocab[name]} in visible form; rename it")
+        vocab[name] = token
+    return dict(sorted(vocab.items(), key=lambda item: item[1]))
 
 
 def _write_merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:

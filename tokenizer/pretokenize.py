@@ -81,7 +81,7 @@ def resolve(pattern: str | None) -> str | None:
     if pattern is None:
         return None
     pattern = PATTERNS.get(pattern) or _SAME.get(pattern) or pattern
-    if pattern.replace("_", "").replace("-", "").isalnum():
+    if not pattern or pattern.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"unknown pattern {pattern!r}: expected one of {', '.join(PATTERNS)} or a regular expression")
     try:
         regex.compile(pattern)
@@ -169,10 +169,12 @@ def _file_blocks(path: Path, special_tokens: Collection[str]) -> Iterator[bytes]
 def _last_cut(data: bytes, special_tokens: Collection[str]) -> int:
     """The last place where `data` can be cut though more text may follow, 0 if there is none near the end."""
     margin = max([8, *(len(name.encode()) for name in special_tokens)])
-    begin = max(margin, len(data) - (1 << 16))
-    while begin < len(data) and data[begin] & 0xC0 == 0x80:
+    begin, last = max(margin, len(data) - (1 << 16)), len(data) - margin
+    while begin < last and data[begin] & 0xC0 == 0x80:  # from the beginning of a character
         begin += 1
-    text = data[begin:-margin].decode("utf-8", "surrogateescape")
+    while begin < last and data[last] & 0xC0 == 0x80:  # to the end of one
+        last -= 1
+    text = data[begin:last].decode("utf-8", "surrogateescape")
     end = len(text)
     while found := _CUT.search(text, 0, end):
         end = found.start()

@@ -35,6 +35,7 @@ from .merge import GOLDEN, key_hash, piece_key
 Progress = Callable[[str, int, int], None]
 
 STEPS = 512  # merges between two reports of progress
+FIRST_PAIRS = 1 << 16  # room for pairs, to begin with
 
 
 def learn(
@@ -181,7 +182,7 @@ def merge(counts: Counts, n_merges: int, min_count: int = 1, progress: Progress 
     position = 0
     while position < data.size:
         position, pairs.used = collect(*text, *pairs.arrays, pairs.used, position)
-        pairs.make_room(1 << 16)
+        pairs.make_room(FIRST_PAIRS)
     pairs.queued = fill_heap(pairs.key, pairs.count, pairs.heap, pairs.heap_count, 0, 0, pairs.used)
 
     merges = np.empty((n_merges, 3), dtype=np.int64)
@@ -214,7 +215,7 @@ class Pairs:
         self.heap = np.empty(0, dtype=np.int32)
         self.heap_count = np.empty(0, dtype=np.int64)
         self.used = self.queued = 0
-        self.make_room(1 << 16)
+        self.make_room(FIRST_PAIRS)
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:

@@ -1,0 +1,396 @@
+"""Encoding is the definition's, decoding its inverse, special tokens follow tiktoken's rules."""
+
+import pickle
+import threading
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenizer import DEFAULT_SPECIAL_TOKENS, PATTERNS, Tokenizer, naive, pretokenize
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+TEXT = """The quick brown fox jumps over the lazy dog; the dog's been sleeping — 'twas 12345 o'clock, they'll say.
+    def encode(self, text): return [token for token in text]\n\n  aaaaaaaa aaaa aaab ===== ----- 1000000 1999
+Größe, naïve, façade. Съешь же ещё этих мягких французских булок. 中文文本没有空格，標點不同。 こんにちは世界 👩‍👩‍👧 🇨🇭
+""" * 3
+PAD, EOT, UNK = DEFAULT_SPECIAL_TOKENS
+
+
+@pytest.fixture(scope="module", params=[*PATTERNS, "no pattern", "own pattern"])
+def tokenizer(request) -> Tokenizer:
+    patterns = PATTERNS | {"no pattern": None, "own pattern": r"\w+|[^\w\s]+"}
+    return Tokenizer.train(TEXT, 420, patterns[request.param])
+
+
+def defined(tokenizer: Tokenizer, data: bytes) -> list[int]:
+    """Encoding by the definition: split by `regex`, merge by `naive`."""
+    byte_ids = {token[0]: i for i, token in tokenizer.tokens.items() if len(token) == 1}
+    merges = {(left, right): (i, new) for i, (left, right, new) in enumerate(tokenizer.merges.tolist())}
+    pieces = pretokenize.split(data, tokenizer.pattern)
+    return [token for piece in pieces for token in naive.encode([byte_ids[byte] for byte in piece], merges)]
+
+
+words = st.sampled_from([*TEXT.split(), *TEXT.split(" "), "a", "aa", "aaa", " ", "\n", "!", "é", "中", "𐀀"])
+likely_text = st.lists(words, max_size=30).map("".join)
+long_repeats = st.tuples(st.text(max_size=4), st.integers(1, 200)).map(lambda pair: pair[0] * pair[1])
+
+
+@given(text=st.one_of(likely_text, long_repeats, st.text()))
+def test_encode_is_the_definition(tokenizer, text):
+    ids = tokenizer.encode(text, disallowed_special=())
+    assert ids.tolist() == defined(tokenizer, text.encode())
+    assert tokenizer.encode(text, disallowed_special=()).tolist() == ids.tolist()  # now from the cache
+    assert tokenizer.decode(ids) == text
+
+
+@given(data=st.binary(max_size=200))
+def test_any_bytes_come_back(tokenizer, data):
+    ids = tokenizer.encode(data, disallowed_special=())
+    assert ids.tolist() == defined(tokenizer, data)
+    assert tokenizer.decode_bytes(ids) == data
+
+
+@given(text=st.text(), seed=st.integers(0, 2**32 - 1))
+def test_stream_decoder_emits_whole_characters(tokenizer, text, seed):
+    ids = tokenizer.encode(text, disallowed_special=())
+    decoder = tokenizer.decoder(errors="strict")
+    cuts = np.sort(np.random.default_rng(seed).integers(0, len(ids) + 1, 5))
+    emitted = [decoder.feed(part) for part in np.split(ids, cuts)]
+    assert "".join(emitted) + decoder.finish() == text
+    for whole in emitted:
+        whole.encode()  # half a character could not
+
+
+@given(ids=st.lists(st.integers(0, 419)))
+def test_stream_decoder_is_decode_for_any_ids(tokenizer, ids):
+    decoder = tokenizer.decoder()
+    assert "".join([decoder.feed(token) for token in ids]) + decoder.finish() == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("unit", ["^", "a", "ab", "xyzw", "é", " ", "\n", "1", "'", "\u0301", "中", "aA", "\r\n ", "/"])
+def test_a_megabyte_without_a_seam(tokenizer, unit):
+    """Quadratic work on 10^6 characters would take hours; that the ids are right is seen on a shorter text."""
+    text = unit * 300
+    assert tokenizer.encode(text).tolist() == defined(tokenizer, text.encode())
+    if tokenizer.pattern is None or tokenizer.pattern in PATTERNS.values():
+        text = unit * (10**6 // len(unit.encode()))
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(pieces=st.lists(st.tuples(st.sampled_from("abc"), st.integers(41, 300)), min_size=1, max_size=5))
+def test_long_pieces_merge_as_short_ones_do(pieces):
+    tokenizer = Tokenizer.train("abcabcab aaaa bbbbbbbb cacacaca abab" * 3, 300, None)
+    text = "".join(char * count for char, count in pieces)
+    assert tokenizer.encode(text).tolist() == defined(tokenizer, text.encode())
+
+
+def test_more_pieces_than_the_cache_holds():
+    tokenizer = Tokenizer.train(TEXT, 400)
+    text = " ".join(f"w{i}x{i * 7}" for i in range(150_000))
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert ids[:2000].tolist() == defined(tokenizer, text[:9000].encode())[:2000]
+
+
+# ---- the ids ----
+
+
+@pytest.mark.parametrize(("last", "dtype"), [(256, np.uint16), (65535, np.uint16), (65536, np.uint32)])
+def test_ids_take_the_smallest_type_that_fits(last, dtype):
+    tokenizer = Tokenizer(Tokenizer.bytes().tokens, np.empty((0, 3)), {"<|last|>": last}, None)
+    ids = tokenizer.encode("a<|last|>", allowed_special="all")
+    assert ids.dtype == dtype
+    assert ids.tolist() == [97, last]
+
+
+def test_wide_vocabularies_encode_alike():
+    narrow = Tokenizer.train(TEXT, 400, special_tokens=())
+    wide = Tokenizer(narrow.tokens, narrow.merges, {"<|far|>": 70_000}, narrow.pattern)
+    assert wide.encode(TEXT).dtype == np.uint32
+    assert wide.encode(TEXT).tolist() == narrow.encode(TEXT).tolist()
+    assert wide.decode(wide.encode(TEXT)) == TEXT
+
+
+def test_layout_of_ids():
+    tokenizer = Tokenizer.train(TEXT, 300)
+    assert [tokenizer.token_bytes(i) for i in range(256)] == [bytes([i]) for i in range(256)]
+    assert tokenizer.vocab_size == len(tokenizer) == 300
+    assert tokenizer.special_tokens == {PAD: 297, EOT: 298, UNK: 299}
+    assert (tokenizer.pad_id, tokenizer.eot_id, tokenizer.unk_id) == (297, 298, 299)
+    assert tokenizer.kind == "bpe"
+
+
+def test_byte_tokenizer():
+    tokenizer = Tokenizer.bytes()
+    assert tokenizer.kind == "bytes"
+    assert tokenizer.vocab_size == 259
+    assert tokenizer.encode("hé").tolist() == list("hé".encode())
+    assert tokenizer.encode(f"h{EOT}", allowed_special="all").tolist() == [104, tokenizer.eot_id]
+    bare = Tokenizer.bytes(special_tokens=())
+    assert (bare.pad_id, bare.eot_id, bare.unk_id, bare.vocab_size) == (None, None, None, 256)
+
+
+@pytest.mark.parametrize("ids", [[], (), np.array([], dtype=np.int64), np.array([])])
+def test_no_ids_decode_to_nothing(ids):
+    assert Tokenizer.bytes().decode(ids) == ""
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64, np.uint64])
+def test_ids_of_any_integer_type_decode(dtype):
+    assert Tokenizer.bytes().decode(np.array([105, 7, 104, 7], dtype=dtype)[::-2][::-1]) == "\x07\x07"
+
+
+@pytest.mark.parametrize(("ids", "message"), [
+    ([104, 259], "id 259 at position 1"),
+    ([104, 105, -1], r"id -1 at position 2"),
+    (np.array([2**63], dtype=np.uint64), "position 0"),
+    ([2**70], "integers"),
+    ([1.5], "integers"),
+    ([[1, 2], [3, 4]], "one row"),
+    (["a"], "integers"),
+])
+def test_ids_that_name_no_token_are_refused(ids, message):
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.bytes().decode(ids)
+
+
+def test_ids_in_a_gap_are_refused():
+    tokenizer = Tokenizer({i: bytes([i]) for i in range(256)}, np.empty((0, 3)), {"<|far|>": 300}, None)
+    assert tokenizer.vocab_size == 301
+    with pytest.raises(ValueError, match=r"id 299 at position 0 names no token.*gaps"):
+        tokenizer.decode([299])
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"), [("replace", "h\ufffd"), ("ignore", "h"), ("backslashreplace", r"h\xc3")]
+)
+def test_errors_policy_for_half_a_character(errors, expected):
+    tokenizer = Tokenizer.bytes()
+    assert tokenizer.decode([104, 0xC3], errors=errors) == expected
+    decoder = tokenizer.decoder(errors)
+    assert decoder.feed([104, 0xC3]) == "h"
+    assert decoder.finish() == expected[1:]
+    with pytest.raises(UnicodeDecodeError):
+        tokenizer.decode([104, 0xC3], errors="strict")
+
+
+def test_lone_surrogates_become_the_replacement_character():
+    tokenizer = Tokenizer.bytes()
+    assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
+    assert tokenizer.decode(tokenizer.encode("\ud83d\ude00")) == "😀"
+
+
+@pytest.mark.parametrize("text", [3, None, ["a"], np.array([1])])
+def test_what_is_no_text_is_refused(text):
+    with pytest.raises(TypeError, match="str or bytes"):
+        Tokenizer.bytes().encode(text)
+
+
+# ---- special tokens ----
+
+
+@pytest.fixture(scope="module")
+def special() -> Tokenizer:
+    return Tokenizer.train(TEXT, 300, special_tokens=("<|a|>", "<|a|><|b|>", "é中", "<|b|>"))
+
+
+def test_special_text_raises_and_says_what_to_pass(special):
+    message = r"'<\|b\|>' at byte 3.*allowed_special=\{'<\|b\|>'\}.*disallowed_special=\(\)"
+    with pytest.raises(ValueError, match=message):
+        special.encode("é <|b|>")
+    with pytest.raises(ValueError, match="pass"):
+        special.encode("<|a|> <|b|>", allowed_special={"<|a|>"})
+
+
+@given(items=st.lists(st.sampled_from(["<|a|>", "<|b|>", "é", "中", "<|", "a", " "]), max_size=12), data=st.data())
+def test_special_tokens_as_tiktoken_reads_them(special, items, data):
+    """Leftmost, then longest; what is waved through is ordinary text."""
+    names = special.special_tokens
+    allowed = data.draw(st.sets(st.sampled_from(sorted(names))))
+    text = "".join(items)
+    expected: list[int] = []
+    rest = ordinary = text
+    ordinary = ""
+    while rest:
+        name = max((name for name in allowed if rest.startswith(name)), key=len, default=None)
+        if name is None:
+            ordinary, rest = ordinary + rest[0], rest[1:]
+        else:
+            expected += [*defined(special, ordinary.encode()), names[name]]
+            ordinary, rest = "", rest[len(name):]
+    expected += defined(special, ordinary.encode())
+    assert special.encode(text, allowed_special=allowed, disallowed_special=()).tolist() == expected
+    assert special.encode(text.encode(), allowed_special=allowed, disallowed_special=()).tolist() == expected
+    assert special.decode(expected) == text
+
+
+def test_special_names_are_a_set_not_a_string(special):
+    with pytest.raises(ValueError, match="set"):
+        special.encode("a", allowed_special="<|a|>")
+
+
+@pytest.mark.parametrize("names", ["<|a|>", ["<|a|>", "<|a|>"], [""], [3]])
+def test_special_tokens_that_make_no_sense_are_refused(names):
+    with pytest.raises(ValueError, match="special_tokens"):
+        Tokenizer.bytes(special_tokens=names)
+    with pytest.raises(ValueError, match="special_tokens"):
+        Tokenizer.train("a", 300, special_tokens=names)
+
+
+# ---- many texts, many threads, many processes ----
+
+
+@given(texts=st.lists(likely_text, max_size=8))
+@pytest.mark.parametrize("threads", [None, 1, 3])
+def test_batch_is_each_text_by_itself(threads, texts):
+    tokenizer = Tokenizer.bytes() if not texts else Tokenizer.train("".join(texts), 300)
+    batch = tokenizer.encode_batch(texts, threads=threads)
+    assert [ids.tolist() for ids in batch] == [tokenizer.encode(text).tolist() for text in texts]
+
+
+def test_batch_passes_special_tokens_on():
+    tokenizer = Tokenizer.bytes()
+    with pytest.raises(ValueError, match="special"):
+        tokenizer.encode_batch(["a", EOT])
+    batch = tokenizer.encode_batch(["a", EOT], allowed_special="all")
+    assert [ids.tolist() for ids in batch] == [[97], [tokenizer.eot_id]]
+
+
+def test_threads_do_not_disturb_each_other():
+    tokenizer = Tokenizer.train(TEXT, 400)
+    texts = [" ".join(f"{word}{i}" for word in TEXT.split()) for i in range(8)]
+    expected = [tokenizer.encode(text).tolist() for text in texts]
+    results: dict[int, list[list[int]]] = {}
+
+    def work(number: int) -> None:
+        results[number] = [tokenizer.encode(text).tolist() for _ in range(20) for text in texts]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(results[i] == expected * 20 for i in range(4))
+
+
+def test_tokenizers_travel_between_processes():
+    tokenizer = Tokenizer.train(TEXT, 400)
+    tokenizer.encode(TEXT)
+    other = pickle.loads(pickle.dumps(tokenizer))
+    assert other == tokenizer
+    assert other.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
+
+
+def test_hash_names_behaviour(tmp_path):
+    tokenizer = Tokenizer.train(TEXT, 300)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    assert Tokenizer.load(tmp_path).hash() == tokenizer.hash() == Tokenizer.train(TEXT, 300).hash()
+    others = [Tokenizer.train(TEXT, 301), Tokenizer.train(TEXT, 300, "gpt2"), Tokenizer.bytes(),
+              Tokenizer.train(TEXT, 300, special_tokens=("<|pad|>",)),
+              Tokenizer(tokenizer.tokens, tokenizer.merges[::-1].copy(), tokenizer.special_tokens, tokenizer.pattern)]
+    assert len({tokenizer.hash(), *(other.hash() for other in others)}) == 6
+    assert tokenizer not in others
+
+
+def test_hash_never_changes():
+    """Manifests of tokens on disk hold it."""
+    assert Tokenizer.bytes().hash() == "9ce76f7e3dc4f6fe422c489e2df0d2c25d3eecbbb60c8451e85c3121dfab0381"
+
+
+def test_tokenizer_cannot_be_changed_from_outside():
+    tokenizer = Tokenizer.train(TEXT, 300)
+    before = tokenizer.hash()
+    tokenizer.tokens.clear()
+    tokenizer.special_tokens.clear()
+    with pytest.raises(ValueError, match="read-only"):
+        tokenizer.merges[0] = 0
+    assert tokenizer.hash() == before
+
+
+# ---- against tiktoken and tokenizers ----
+
+
+@pytest.fixture(scope="module")
+def peers(tokenizer, tmp_path_factory):
+    tiktoken = pytest.importorskip("tiktoken", reason="tiktoken is in the bench extra")
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is in the bench extra")
+    path = tmp_path_factory.mktemp("peers") / "tokenizer.json"
+    tokenizer.save(path)
+    return tiktoken.Encoding(**tokenizer.to_tiktoken()), tokenizers.Tokenizer.from_file(str(path))
+
+
+def is_settled(char: str) -> bool:
+    """Whether every version of Unicode in use agrees on the character: theirs may be older than ours."""
+    category = unicodedata.ucd_3_2_0.category(char)
+    return category == unicodedata.category(char) and category not in ("Cn", "Cs")
+
+
+settled = st.one_of(st.text(), likely_text, long_repeats, st.text(st.characters(max_codepoint=0x24F))).map(
+    lambda text: "".join(filter(is_settled, text))
+)
+
+
+@given(text=settled)
+def test_ids_are_those_of_tiktoken_and_tokenizers(tokenizer, peers, text):
+    if tokenizer.pattern is not None and tokenizer.pattern not in PATTERNS.values():
+        pytest.skip("tiktoken drops what a pattern leaves unmatched")
+    tiktoken, hugging_face = peers
+    if any(name in text for name in tokenizer.special_tokens):
+        return
+    ids = tokenizer.encode(text).tolist()
+    assert tiktoken.encode_ordinary(text) == ids
+    assert hugging_face.encode(text).ids == ids
+    assert hugging_face.decode(ids, skip_special_tokens=False) == text
+    assert tiktoken.decode(ids) == text
+
+
+@given(items=st.lists(st.sampled_from([PAD, EOT, UNK, "a", " ", "<|", "the"]), max_size=8))
+def test_special_ids_are_those_of_tiktoken_and_tokenizers(tokenizer, peers, items):
+    text = "".join(items)
+    tiktoken, hugging_face = peers
+    ids = tokenizer.encode(text, allowed_special="all").tolist()
+    assert hugging_face.encode(text).ids == ids
+    if tokenizer.pattern is None or tokenizer.pattern in PATTERNS.values():
+        assert tiktoken.encode(text, allowed_special="all") == ids
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Tokenizer:
+    folder = SHARED / "gpt2"
+    if not folder.exists():
+        pytest.skip("GPT-2's vocabulary is not in ../shared/data/gpt2")
+    return Tokenizer.from_gpt2(folder / "vocab.bpe", folder / "encoder.json")
+
+
+def test_gpt2_says_hello(gpt2):
+    assert gpt2.encode("hello world").tolist() == [31373, 995]
+    assert gpt2.eot_id == 50256
+    assert gpt2.vocab_size == 50257
+
+
+@pytest.fixture(scope="module")
+def tiktoken_gpt2(gpt2):
+    tiktoken = pytest.importorskip("tiktoken", reason="tiktoken is in the bench extra")
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
+    files = str(SHARED / "gpt2" / "vocab.bpe"), str(SHARED / "gpt2" / "encoder.json")
+    ranks = data_gym_to_mergeable_bpe_ranks(*files)  # tiktoken's own reader of these files
+    return tiktoken.Encoding("gpt2", pat_str=PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={EOT: 50256})
+
+
+@given(text=settled)
+def test_gpt2_is_tiktokens_on_any_text(gpt2, tiktoken_gpt2, text):
+    ids = gpt2.encode(text, disallowed_special=()).tolist()
+    assert tiktoken_gpt2.encode_ordinary(text) == ids
+    assert gpt2.decode(ids) == text
+
+
+def test_gpt2_is_tiktokens_on_books(gpt2, tiktoken_gpt2):
+    if not (SHARED / "tinyshakespeare.txt").exists():
+        pytest.skip("tinyshakespeare is not in ../shared/data")
+    text = (SHARED / "tinyshakespeare.txt").read_text()
+    assert gpt2.encode(text).tolist() == tiktoken_gpt2.encode_ordinary(text)
