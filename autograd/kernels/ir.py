@@ -4,6 +4,7 @@ A Numba kernel is compiled by LLVM, which decides by itself what to put in vecto
 array it decides well. For a matrix product it can't: the whole point there is which numbers stay in registers.
 Such loops are *emitted*: a Python function runs once, at compile time, and writes the instructions one by one.
 
+    TileEmitter        the same for AMX, the matrix registers of newer Intel processors
     Emitter            writes vector instructions: `load`, `store`, `splat`, `fma`, `transpose`, `loop`, `prefetch`
     emitted            makes a function that @kernel code can call from a Python function that emits its body
     pointer            where an array's numbers begin; pointers are indexed as arrays are, and `shift`ed
@@ -28,7 +29,7 @@ from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-__all__ = ["Emitter", "emitted", "fetch_add", "has", "host", "lanes", "move", "move_first", "mover", "pointer", "shift", "transpose"]
+__all__ = ["Emitter", "TileEmitter", "emitted", "fetch_add", "has", "host", "lanes", "move", "move_first", "mover", "pointer", "shift", "transpose"]
 
 INT = ir.IntType(64)
 
@@ -83,22 +84,23 @@ class Emitter:
     def store(self, vector: ir.Value, address: ir.Value) -> None:
         self.builder.store(vector, self.builder.bitcast(address, vector.type.as_pointer()), align=self.bytes)
 
-    def load_first(self, address: ir.Value, count: ir.Value) -> ir.Value:
-        """The first `count` lanes; the others are zero, and their memory is not touched."""
-        int32 = ir.IntType(32)
-        numbers, bits = ir.VectorType(count.type, self.lanes), ir.VectorType(ir.IntType(1), self.lanes)
-        pointer = self.vector.as_pointer()
-        counts = self.builder.insert_element(ir.Constant(numbers, ir.Undefined), count, int32(0))
+    def first(self, count: ir.Value) -> ir.Value:
+        """A mask of the first `count` lanes."""
+        numbers = ir.VectorType(count.type, self.lanes)
+        counts = self.builder.insert_element(ir.Constant(numbers, ir.Undefined), count, ir.IntType(32)(0))
         counts = self.shuffle(counts, counts, [0] * self.lanes)
-        mask = self.builder.icmp_signed("<", ir.Constant(numbers, list(range(self.lanes))), counts)
+        return self.builder.icmp_signed("<", ir.Constant(numbers, list(range(self.lanes))), counts)
+
+    def load_masked(self, address: ir.Value, mask: ir.Value) -> ir.Value:
+        """The lanes of the mask; the others are zero, and their memory is not touched."""
+        pointer, int32 = self.vector.as_pointer(), ir.IntType(32)
         function = cgutils.get_or_insert_function(
             self.builder.module,
-            ir.FunctionType(self.vector, [pointer, int32, bits, self.vector]),
+            ir.FunctionType(self.vector, [pointer, int32, mask.type, self.vector]),
             f"llvm.masked.load.v{self.lanes}f{8 * self.bytes}.p0",
         )
-        return self.builder.call(
-            function, [self.builder.bitcast(address, pointer), int32(self.bytes), mask, self.zero()]
-        )
+        address = self.builder.bitcast(address, pointer)
+        return self.builder.call(function, [address, int32(self.bytes), mask, self.zero()])
 
     def zero(self) -> ir.Value:
         return ir.Constant(self.vector, None)
@@ -177,7 +179,74 @@ class Emitter:
         values[:] = phis[1:]
 
 
-def emitted(name: str, body: Callable, *, inline: bool = False) -> Callable:
+class Bfloat16(ir.Type):
+    """LLVM's name for the upper half of a float32, which llvmlite does not know."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Bfloat16)
+
+    def __hash__(self) -> int:
+        return hash(Bfloat16)
+
+
+class TileEmitter(Emitter):
+    """Writes instructions for AMX: eight registers of 16 rows × 64 bytes, here 16 × 16 float32 or 16 × 32 bfloat16.
+
+    Two bfloat16 that are multiplied in one step lie side by side and travel as one 32-bit number, a *pair*.
+    (Intel's reference: the intrinsics _tile_loadd, _tile_dpbf16ps, … and Software Developer's Manual, chapter 18.)
+    """
+
+    def _call(self, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
+        kind = ir.FunctionType(result, [arg.type for arg in args])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.x86.{name}"), args)
+
+    def _bytes_at(self, address: ir.Value) -> ir.Value:
+        return self.builder.bitcast(address, ir.IntType(8).as_pointer())
+
+    def configure_tiles(self) -> None:
+        """Make all eight registers of this thread 16 rows × 64 bytes."""
+        configuration = bytearray(64)
+        configuration[0] = 1  # the palette with eight registers of 1 KB
+        for register in range(8):
+            configuration[16 + 2 * register] = 64  # bytes in a row, as 16 bits
+            configuration[48 + register] = 16  # rows
+        constant = ir.Constant(ir.ArrayType(ir.IntType(8), 64), configuration)
+        place = self.builder.alloca(constant.type)
+        self.builder.store(constant, place)
+        self._call("ldtilecfg", ir.VoidType(), self._bytes_at(place))
+
+    def release_tiles(self) -> None:
+        self._call("tilerelease", ir.VoidType())
+
+    def load_tile(self, register: int, address: ir.Value, stride: ir.Value) -> None:
+        """Sixteen rows of 64 bytes, `stride` numbers apart; with stride 0 the same row sixteen times."""
+        stride = self.builder.mul(stride, stride.type(self.bytes))
+        self._call("tileloadd64", ir.VoidType(), ir.IntType(8)(register), self._bytes_at(address), stride)
+
+    def store_tile(self, register: int, address: ir.Value, stride: ir.Value) -> None:
+        stride = self.builder.mul(stride, stride.type(self.bytes))
+        self._call("tilestored64", ir.VoidType(), ir.IntType(8)(register), self._bytes_at(address), stride)
+
+    def multiply_tiles(self, total: int, a: int, b: int) -> None:
+        """total (16, 16) += a (16, 32) @ b (32, 16), in float32."""
+        self._call("tdpbf16ps", ir.VoidType(), *(ir.IntType(8)(register) for register in (total, a, b)))
+
+    def round_pair(self, low: ir.Value, high: ir.Value) -> ir.Value:
+        """Two float32 vectors → one vector of bfloat16, low then high, rounded to nearest even."""
+        rounded = self._call("avx512bf16.cvtne2ps2bf16.512", ir.VectorType(Bfloat16(), 32), high, low)
+        return self.builder.bitcast(rounded, self.vector)
+
+    def interleave(self, vector: ir.Value) -> ir.Value:
+        """The 16-bit numbers of a vector's two halves in turn."""
+        halves = self.builder.bitcast(vector, ir.VectorType(ir.IntType(16), 2 * self.lanes))
+        order = [i // 2 + self.lanes * (i % 2) for i in range(2 * self.lanes)]
+        return self.builder.bitcast(self.shuffle(halves, halves, order), self.vector)
+
+
+def emitted(name: str, body: Callable, *, inline: bool = False, emitter: type[Emitter] = Emitter) -> Callable:
     """A codegen for `@intrinsic`: a function of its own, called where the intrinsic is.
 
     `body(emitter, *arguments)` writes the instructions. The first argument must be a pointer; what it points
@@ -188,7 +257,7 @@ def emitted(name: str, body: Callable, *, inline: bool = False) -> Callable:
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: list[ir.Value]) -> ir.Value:
         number = context.get_value_type(signature.args[0].dtype)
         if inline:
-            body(Emitter(builder, number), *args)
+            body(emitter(builder, number), *args)
             return context.get_dummy_value()
         full_name = f"groundup.{name}.{number}"
         function = builder.module.globals.get(full_name)
@@ -199,7 +268,7 @@ def emitted(name: str, body: Callable, *, inline: bool = False) -> Callable:
             function.attributes.add("noinline")
             function.attributes.add("nounwind")
             inner = ir.IRBuilder(function.append_basic_block("entry"))
-            body(Emitter(inner, number), *function.args)
+            body(emitter(inner, number), *function.args)
             inner.ret_void()
         builder.call(function, args)
         return context.get_dummy_value()
@@ -247,7 +316,7 @@ def move(typingctx, source, target):
 @intrinsic
 def move_first(typingctx, source, target, count):
     """Copy the first `count` lanes of a vector and set the others to zero; what is not copied is not read."""
-    body = lambda e, source, target, count: e.store(e.load_first(source, count), target)
+    body = lambda e, source, target, count: e.store(e.load_masked(source, e.first(count)), target)
     return types.void(source, target, types.intp), emitted("move_first", body, inline=True)
 
 

@@ -37,15 +37,28 @@ from __future__ import annotations
 import functools
 import mmap
 from collections import deque
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from .ir import emitted, fetch_add, host, lanes, move, move_first, mover, pointer, shift, transpose
+from .ir import (
+    emitted,
+    fetch_add,
+    host,
+    lanes,
+    move,
+    move_first,
+    mover,
+    pointer,
+    shift,
+    transpose,
+)
 from .jit import kernel, prange
+from .matrix import Matrix, at, between_numbers, matrix, operands, share
 
 __all__ = ["matmul"]
 
@@ -58,24 +71,6 @@ PACKED_ROW = DEPTH + 16  # not a power of two: rows that fall into the same cach
 SMALL = 2**18  # multiply-adds (about 3 µs) that aren't worth a second thread
 VECTOR_TASK = 2**15  # numbers of the matrix in one task of a product with a vector
 VECTOR_UNIT = 64  # `out` is divided in multiples of this, of 8 times this where b's rows are contiguous
-
-
-class Matrix(NamedTuple):
-    """A matrix in memory: where it begins, and how many numbers further the next row and the next column lie."""
-
-    start: Any
-    row: int
-    column: int
-
-
-@kernel
-def _matrix(array):
-    return Matrix(pointer(array), array.strides[0] // array.itemsize, array.strides[1] // array.itemsize)
-
-
-@kernel
-def _at(matrix, i, j):
-    return Matrix(shift(matrix.start, i * matrix.row + j * matrix.column), matrix.row, matrix.column)
 
 
 def _tile(vectors: int, row: int, column: int) -> Any:
@@ -211,14 +206,6 @@ def _multiply_panels(by_rows, a, b, depth, start, out, rows, columns, zeros, scr
                 out.start[i * out.row + j * out.column] = scratch[i * VECTORS * L + j] + before
 
 
-@kernel
-def _share(size, unit, part, parts):
-    """Where part number `part` begins and how long it is, if `size` is cut evenly at multiples of `unit`."""
-    units = -(-size // unit)
-    begin = units * part // parts * unit
-    return begin, min(units * (part + 1) // parts * unit, size) - begin
-
-
 def _workspace_size(lanes: int) -> int:
     """Numbers that a thread needs besides its operands: the sum of what `_block` lays out."""
     return (WIDTH + ROWS * VECTORS) * lanes + GROUP * PACKED_ROW + WIDTH * lanes * DEPTH
@@ -234,16 +221,16 @@ def _block(a, b, start, out, M, N, K, workspace):
     packed_b = shift(packed_a, GROUP * PACKED_ROW)
     blocks = -(-K // DEPTH)
     for block in range(blocks):
-        k, depth = _share(K, 1, block, blocks)
-        _pack_columns(_at(b, k, 0), depth, N, packed_b)
+        k, depth = share(K, 1, block, blocks)
+        _pack_columns(at(b, k, 0), depth, N, packed_b)
         for group in range(0, M, GROUP):
             group_rows = min(GROUP, M - group)
-            _pack_rows(_at(a, group, k), group_rows, depth, packed_a)
+            _pack_rows(at(a, group, k), group_rows, depth, packed_a)
             for i in range(group, group + group_rows, ROWS):
                 for j in range(0, N, VECTORS * L):
                     _multiply_panels(
                         a.column == 1, shift(packed_a, (i - group) * PACKED_ROW), shift(packed_b, j * depth), depth,
-                        _at(start, i, j), _at(out, i, j), min(ROWS, M - i), min(VECTORS * L, N - j), zeros, scratch,
+                        at(start, i, j), at(out, i, j), min(ROWS, M - i), min(VECTORS * L, N - j), zeros, scratch,
                     )  # fmt: skip
         start = out
 
@@ -283,7 +270,7 @@ def _vector_block(x, b, start, out, K, N):
 @kernel
 def _as_row(a, b, out):
     """A product with a column turned into one with a row: (a @ b)ᵀ = bᵀ @ aᵀ."""
-    A, B, C = _matrix(a), _matrix(b), _matrix(out)
+    A, B, C = matrix(a), matrix(b), matrix(out)
     if len(out) == 1:
         return A, B, C
     return Matrix(B.start, B.column, B.row), Matrix(A.start, A.column, A.row), Matrix(C.start, C.column, C.row)
@@ -323,7 +310,7 @@ def _plan(M, N, K, batches, lanes, vector, workers):
 def _work(a, b, bias, out, batch_axes, batches, accumulate, vector, counter, workspace, M_parts, N_parts):
     """Take tasks until there are none. Any thread may do any task: its result doesn't depend on who did it."""
     (M, K), N = a.shape, b.shape[1]
-    A, B, C = _matrix(a), _matrix(b), _matrix(out)
+    A, B, C = matrix(a), matrix(b), matrix(out)
     bias_step = bias.strides[0] // bias.itemsize
     M_unit, N_unit, width = ROWS, VECTORS * lanes(pointer(workspace)), WIDTH * lanes(pointer(workspace))
     if vector:
@@ -336,35 +323,17 @@ def _work(a, b, bias, out, batch_axes, batches, accumulate, vector, counter, wor
         if task >= batches * M_parts * N_parts:
             break
         batch, part = divmod(task, M_parts * N_parts)
-        a_offset = b_offset = out_offset = 0
-        for size, a_stride, b_stride, out_stride in batch_axes:
-            batch, index = divmod(batch, size)
-            a_offset += index * a_stride
-            b_offset += index * b_stride
-            out_offset += index * out_stride
-        i, rows = _share(M, M_unit, part % M_parts, M_parts)
-        j, columns = _share(N, N_unit, part // M_parts, N_parts)
+        i, rows = share(M, M_unit, part % M_parts, M_parts)
+        j, columns = share(N, N_unit, part // M_parts, N_parts)
         for left in range(j, j + columns, width):
-            block_a, block_b, target = _at(A, i, 0), _at(B, 0, left), _at(C, i, left)
-            block_a = Matrix(shift(block_a.start, a_offset), A.row, A.column)
-            block_b = Matrix(shift(block_b.start, b_offset), B.row, B.column)
-            target = Matrix(shift(target.start, out_offset), C.row, C.column)
-            start = Matrix(pointer(workspace), 0, int(not vector))  # zeros
-            if accumulate:
-                start = target
-            elif bias.size:
-                start = Matrix(shift(pointer(bias), left * bias_step), 0, bias_step)
+            block_a, block_b, start, target = operands(
+                A, B, C, bias, bias_step, pointer(workspace), int(not vector), accumulate, batch_axes, batch, i, left
+            )
             columns_here = min(width, j + columns - left)
             if vector:
                 _vector_block(block_a.start, block_b, start, target, K, columns_here)
             else:
                 _block(block_a, block_b, start, target, rows, columns_here, K, pointer(workspace))
-
-
-@kernel
-def _between_numbers(array):
-    """Whether rows or columns begin inside a number, as fields of a packed structured array may."""
-    return array.strides[0] % array.itemsize != 0 or array.strides[-1] % array.itemsize != 0
 
 
 def _multiply(a, b, bias, out, batch_axes, accumulate, counter, workspace):
@@ -374,7 +343,7 @@ def _multiply(a, b, bias, out, batch_axes, accumulate, counter, workspace):
     numbers by which the next matrix of a, b and out lies further on.
     Returns False, having done nothing, where an array's strides are not multiples of its numbers' size.
     """
-    if _between_numbers(a) or _between_numbers(b) or _between_numbers(bias) or _between_numbers(out):
+    if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
         return False
     (M, K), N, L = a.shape, b.shape[1], lanes(pointer(a))
     batches = 1
@@ -392,39 +361,54 @@ def _multiply(a, b, bias, out, batch_axes, accumulate, counter, workspace):
     return True
 
 
-class _Product:
-    """What a dtype needs: the compiled program, and workspaces that outlive a call."""
+class Product:
+    """A compiled program for one kind of product, and workspaces that outlive a call."""
 
-    def __init__(self, dtype: np.dtype) -> None:
+    def __init__(self, dtype: np.dtype, program: Callable, workspace_size: int) -> None:
         number = numba.from_dtype(dtype)
         read = lambda ndim: types.Array(number, ndim, "A", readonly=True)
         write = types.Array(number, 2, "A")
         integers = lambda ndim: types.Array(types.int64, ndim, "C")
         arrays = (read(2), read(2), read(1), write, integers(2))
         signature = types.boolean(*arrays, types.boolean, integers(1), types.Array(number, 2, "C"))
-        self.program = kernel(_multiply, signature=signature, parallel=True)
+        self.program = kernel(program, signature=signature, parallel=True)
         self.dtype = dtype
         self.no_bias = np.empty(0, dtype)
-        self.free: deque[tuple[np.ndarray, np.ndarray]] = deque()
+        self._workspace_size = workspace_size
+        self._free: deque[tuple[np.ndarray, np.ndarray]] = deque()
 
-    def workspace(self) -> tuple[np.ndarray, np.ndarray]:
-        """A counter and a buffer per thread, that no other call is using. Large pages spare address look-ups."""
+    def __call__(self, a, b, bias, out, batch_axes, accumulate) -> bool:
+        """Run the program with a counter and a buffer per thread that no other call is using."""
         try:
-            return self.free.pop()
+            workspace = self._free.pop()
         except IndexError:
-            threads, page = numba.config.NUMBA_NUM_THREADS, 4096
-            size = _workspace_size(host().vector_bytes // self.dtype.itemsize) * self.dtype.itemsize
-            memory = mmap.mmap(-1, threads * -(-size // page) * page)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                memory.madvise(mmap.MADV_HUGEPAGE)
-            return np.zeros(1, np.int64), np.frombuffer(memory, self.dtype).reshape(threads, -1)
+            workspace = self._new_workspace()
+        done = self.program(a, b, bias, out, batch_axes, accumulate, *workspace)
+        self._free.append(workspace)
+        return done
+
+    def _new_workspace(self) -> tuple[np.ndarray, np.ndarray]:
+        threads, page = numba.config.NUMBA_NUM_THREADS, 4096
+        memory = mmap.mmap(-1, threads * -(-self._workspace_size * self.dtype.itemsize // page) * page)
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # large pages spare address look-ups
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return np.zeros(1, np.int64), np.frombuffer(memory, self.dtype).reshape(threads, -1)
 
 
 @functools.cache
-def _product(dtype: np.dtype) -> _Product:
+def product_of(dtype: np.dtype) -> Product:
     if dtype not in (np.float32, np.float64):
         raise TypeError(f"matmul multiplies float32 or float64 arrays, got {dtype}; convert with astype")
-    return _Product(dtype)
+    return Product(dtype, _multiply, _workspace_size(host().vector_bytes // dtype.itemsize))
+
+
+_for_float32: Callable | None = None
+
+
+def use_for_float32(function: Callable | None) -> None:
+    """Let `matmul` hand float32 arrays to `function` (None: multiply them itself). See `matmul_precision`."""
+    global _for_float32
+    _for_float32 = function
 
 
 _NO_AXES = np.empty((0, 4), np.int64)
@@ -458,8 +442,16 @@ def matmul(
     Returns `out`, or a new C-contiguous array. Raises TypeError for other dtypes or two different ones,
     ValueError for shapes that do not fit.
     """
+    if _for_float32 is not None and a.dtype == b.dtype == np.float32:
+        return _for_float32(a, b, bias=bias, out=out, accumulate=accumulate)
+    return multiply_with(product_of(a.dtype), a, b, bias, out, accumulate)
+
+
+def multiply_with(
+    product: Product, a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None, accumulate: bool
+) -> np.ndarray:
+    """`matmul` by the given program: checks the arguments and lays them out for it."""
     dtype = a.dtype
-    product = _product(dtype)
     if b.dtype != dtype:
         raise TypeError(f"matmul multiplies arrays of one dtype, got {dtype} and {b.dtype}; convert with astype")
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
@@ -467,7 +459,7 @@ def matmul(
     if a.ndim > 2 and b.ndim == 2 and a.flags.c_contiguous and (out is None or out.flags.c_contiguous) and a.size:
         shape = (*a.shape[:-1], b.shape[1])  # one tall matrix
         flat = None if out is None else _checked(out, shape, dtype).reshape(-1, shape[-1])
-        return matmul(a.reshape(-1, a.shape[-1]), b, bias=bias, out=flat, accumulate=accumulate).reshape(shape)
+        return multiply_with(product, a.reshape(-1, a.shape[-1]), b, bias, flat, accumulate).reshape(shape)
     batch = () if a.ndim == b.ndim == 2 else _broadcast(a, b)
     shape = (*batch, a.shape[-2], b.shape[-1])
     if out is not None:
@@ -495,10 +487,7 @@ def matmul(
     if batch:
         axes = _batch_axes(batch, a, b, out)
         a, b, first = (x[(0,) * (x.ndim - 2)] for x in (a, b, out))
-    workspace = product.workspace()
-    done = product.program(a, b, start, first, axes, accumulate, *workspace)
-    product.free.append(workspace)
-    if not done:
+    if not product(a, b, start, first, axes, accumulate):
         raise ValueError("matmul needs strides that are multiples of the item size; copy the arrays first")
     return out
 

@@ -1,0 +1,354 @@
+"""Matrix multiplication in bfloat16 on AMX tiles: float32 in and out, operands rounded on the way.
+
+A bfloat16 is the upper half of a float32: the same range, 8 bits of precision instead of 24. The products of two
+are exact in float32, and are summed in float32. So an operand is wrong by at most 2⁻⁹ of its value, and the result
+by about 2⁻⁸ of Σ|a·b|, whatever K is. Training bears this well, as long as the weights themselves stay in float32.
+
+The processor holds eight tile registers of 1 KB. One instruction multiplies 16 × 32 by 32 × 16 bfloat16 onto 16 × 16
+sums, in 16 clocks: 16 times the multiply-adds of a float32 unit. A block of 2 × 2 tiles needs 4 loads for 4 such
+instructions. The rest is as in `matmul.py`, with one difference: multiplying has become so cheap that *packing* is
+the larger part of the work. It costs one pass over each operand, in which numbers are rounded in pairs
+
+    along k     of a row of a or a column of b: a vector of 16 pairs is one line of 32 numbers
+    across k    of two rows of aᵀ or of b:      a vector of 16 pairs has one pair from each of 16 lines
+
+and a register tile of a wants vectors along k, one of b across k. Where memory has the other kind, 16 vectors are
+transposed in registers (a pair is moved as one number).
+
+Where the processor has no AMX, or the system does not let us use it, `matmul_bf16` rounds copies of the operands and
+multiplies those in float32: slower than not rounding, but the same numbers up to the order of summation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+import sys
+import warnings
+from typing import Any, Self
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+from .ir import INT, TileEmitter, emitted, fetch_add, has, pointer, shift
+from .jit import kernel, prange
+from .matmul import Product, multiply_with, product_of, use_for_float32
+from .matrix import Matrix, at, between_numbers, matrix, operands, share
+
+__all__ = ["amx_available", "matmul_bf16", "matmul_precision", "round_to_bfloat16"]
+
+LINES, PAIRS = 16, 16  # of a tile: rows of a or columns of b; pairs of bfloat16 in the sum
+TILE = LINES * PAIRS  # numbers of 32 bits
+SQUARE = 2 * LINES  # rows and columns of `out` in a block of 2 × 2 tiles
+DEPTH = 512
+WIDTH = 512
+GROUP = 4 * SQUARE
+SMALL = 2**20  # multiply-adds that aren't worth a second thread
+
+
+@functools.cache
+def amx_available() -> bool:
+    """Whether this process may use AMX with bfloat16. Linux hands the tile registers out on request only."""
+    if not has("amx-tile", "amx-bf16", "avx512bf16", "avx512bw") or not sys.platform.startswith("linux"):
+        return False
+    if platform.machine() != "x86_64":
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    try:
+        return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
+    except (OSError, AttributeError):
+        return False
+
+
+def _tile_packer(along: bool, transposed: bool) -> Any:
+    """A function that rounds a 16 × 32 part of an operand to a tile.
+
+    `along`: 16 lines of 32 numbers, else 32 lines of 16. Only `lines` lines and `count` numbers of each exist; the
+    rest of the tile is zero.
+    """
+
+    def body(e, source, stride, lines, count, target):
+        masks = [e.first(count), e.first(e.builder.sub(count, count.type(e.lanes)))]
+        nothing = e.first(count.type(0))
+
+        def line(i, part, whole):
+            address = e.at(e.at(source, e.builder.mul(stride, stride.type(i))), part * e.lanes)
+            if whole:
+                return e.load(address)
+            exists = e.builder.icmp_signed(">", lines, lines.type(i))
+            return e.load_masked(address, e.builder.select(exists, masks[part], nothing))
+
+        def write(whole):
+            if along:
+                vectors = [e.round_pair(line(i, 0, whole), line(i, 1, whole)) for i in range(16)]
+            else:
+                rounded = [e.round_pair(line(i, 0, whole), line(i + 1, 0, whole)) for i in range(0, 32, 2)]
+                vectors = [e.interleave(vector) for vector in rounded]
+            for i, vector in enumerate(e.transpose(vectors) if transposed else vectors):
+                e.store(vector, e.at(target, i * e.lanes))
+
+        full_lines, full_count = (16, 32) if along else (32, 16)
+        whole = e.builder.and_(
+            e.builder.icmp_signed(">=", lines, lines.type(full_lines)),
+            e.builder.icmp_signed(">=", count, count.type(full_count)),
+        )
+        with e.builder.if_else(whole) as (then, otherwise):
+            with then:
+                write(whole=True)
+            with otherwise:
+                write(whole=False)
+
+    @intrinsic
+    def pack_tile(typingctx, source, stride, lines, count, target):
+        i = types.intp
+        name = f"pack.{'along' if along else 'across'}.{transposed}"
+        return types.void(source, i, i, i, target), emitted(name, body, emitter=TileEmitter)
+
+    return pack_tile
+
+
+_pack_along, _pack_along_transposed = _tile_packer(True, False), _tile_packer(True, True)
+_pack_across, _pack_across_transposed = _tile_packer(False, False), _tile_packer(False, True)
+
+
+@intrinsic
+def _configure_tiles(typingctx, anything):
+    body = lambda e, _: e.configure_tiles()
+    return types.void(anything), emitted("configure", body, emitter=TileEmitter)
+
+
+@intrinsic
+def _release_tiles(typingctx, anything):
+    body = lambda e, _: e.release_tiles()
+    return types.void(anything), emitted("release", body, emitter=TileEmitter)
+
+
+@intrinsic
+def _multiply_square(typingctx, a, b, steps, start, start_row, out, out_row):
+    """out (32, 32) = start + a @ b. a and b: two rows of `steps` tiles each."""
+
+    def body(e, a, b, steps, start, start_row, out, out_row):
+        sums, a_tiles, b_tiles = ((0, 1), (2, 3)), (4, 5), (6, 7)
+        packed_row = INT(PAIRS)
+
+        def each_sum(function, base, row):
+            for i in range(2):
+                for j in range(2):
+                    corner = e.at(base, e.builder.add(e.builder.mul(row, INT(i * LINES)), INT(j * LINES)))
+                    function(sums[i][j], corner, row)
+
+        second = e.builder.mul(steps, INT(TILE))
+        each_sum(e.load_tile, start, start_row)
+        with e.loop(steps, [a, b]) as carried:
+            a, b = carried
+            for tiles, packed in ((a_tiles, a), (b_tiles, b)):
+                e.load_tile(tiles[0], packed, packed_row)
+                e.load_tile(tiles[1], e.at(packed, second), packed_row)
+            for i in range(2):
+                for j in range(2):
+                    e.multiply_tiles(sums[i][j], a_tiles[i], b_tiles[j])
+            carried[:] = e.at(a, TILE), e.at(b, TILE)
+        each_sum(e.store_tile, out, out_row)
+
+    i = types.intp
+    return types.void(a, b, i, a, i, a, i), emitted("square", body, emitter=TileEmitter)
+
+
+@kernel
+def _pack_one(source, line_stride, step, lines, depth, as_columns, target, square):
+    """Round the first 16 lines × 32 steps, or what there is of them, to one tile."""
+    if step != 1 and line_stride != 1:
+        for i in range(min(16, lines)):
+            for k in range(min(32, depth)):
+                square[i * 32 + k] = source[i * line_stride + k * step]
+        source, line_stride, step = square, 32, 1
+    if step == 1:
+        if as_columns:
+            _pack_along_transposed(source, line_stride, lines, depth, target)
+        else:
+            _pack_along(source, line_stride, lines, depth, target)
+    elif as_columns:
+        _pack_across(source, step, depth, lines, target)
+    else:
+        _pack_across_transposed(source, step, depth, lines, target)
+
+
+@kernel
+def _pack(source, line_stride, step, lines, depth, as_columns, packed, square):
+    """Lines (rows of a or columns of b) × depth → [pair of line tiles][line tile][step tile][tile]."""
+    steps = -(-depth // 32)
+    tiles = -(-lines // SQUARE) * 2
+    if step == 1:
+        for line in range(tiles):
+            for k in range(steps):
+                corner = shift(source, line * LINES * line_stride + k * 32)
+                target = shift(packed, (line * steps + k) * TILE)
+                _pack_one(corner, line_stride, 1, lines - line * LINES, depth - k * 32, as_columns, target, square)
+    else:
+        for k in range(steps):  # neighbours in memory are lines here
+            for line in range(tiles):
+                corner = shift(source, line * LINES * line_stride + k * 32 * step)
+                target = shift(packed, (line * steps + k) * TILE)
+                _pack_one(corner, line_stride, step, lines - line * LINES, depth - k * 32, as_columns, target, square)
+
+
+WORKSPACE = WIDTH + SQUARE * SQUARE + (GROUP + WIDTH) * DEPTH // 2
+
+
+@kernel
+def _block(a, b, start, out, M, N, K, workspace):
+    """out (M, N) = start + a @ b by one thread, for N of at most WIDTH."""
+    scratch = shift(workspace, WIDTH)
+    packed_a = shift(scratch, SQUARE * SQUARE)
+    packed_b = shift(packed_a, GROUP * DEPTH // 2)
+    blocks = -(-K // DEPTH)
+    for block in range(blocks):
+        k, depth = share(K, 32, block, blocks)
+        steps = -(-depth // 32)
+        _pack(at(b, k, 0).start, b.column, b.row, N, depth, True, packed_b, scratch)
+        for group in range(0, M, GROUP):
+            rows = min(GROUP, M - group)
+            _pack(at(a, group, k).start, a.row, a.column, rows, depth, False, packed_a, scratch)
+            for i in range(0, rows, SQUARE):
+                for j in range(0, N, SQUARE):
+                    panel_a, panel_b = shift(packed_a, i * steps * PAIRS), shift(packed_b, j * steps * PAIRS)
+                    source, target = at(start, group + i, j), at(out, group + i, j)
+                    height, width = min(SQUARE, rows - i), min(SQUARE, N - j)
+                    if height == width == SQUARE and source.column == target.column == 1:
+                        _multiply_square(panel_a, panel_b, steps, source.start, source.row, target.start, target.row)
+                    else:
+                        _copy(source, Matrix(scratch, SQUARE, 1), height, width)
+                        _multiply_square(panel_a, panel_b, steps, scratch, SQUARE, scratch, SQUARE)
+                        _copy(Matrix(scratch, SQUARE, 1), target, height, width)
+        start = out
+
+
+@kernel
+def _copy(source, target, M, N):
+    for i in range(M):
+        for j in range(N):
+            target.start[i * target.row + j * target.column] = source.start[i * source.row + j * source.column]
+
+
+@kernel
+def _plan(M, N, batches, workers):
+    """Into how many parts to cut M and N. Clocks per k: 2 for a square, about 6 to pack 32 lines of a or b."""
+    best, best_cost = (1, 1), np.inf
+    M_panels, N_panels = -(-M // SQUARE), -(-N // SQUARE)
+    for tasks_per_worker in range(1, 5):
+        tasks = -(-workers * tasks_per_worker // batches)
+        for M_parts in range(1, min(tasks, M_panels) + 1):
+            N_parts = min(-(-tasks // M_parts), N_panels)
+            m, n = -(-M_panels // M_parts), -(-N_panels // N_parts)
+            cost = -(-batches * M_parts * N_parts // workers) * (2 * m * n + 6 * m + 6 * n) * (1 + 0.06 / tasks_per_worker)
+            if cost < best_cost:
+                best, best_cost = (M_parts, N_parts), cost
+    return best
+
+
+@kernel
+def _work(a, b, bias, out, batch_axes, batches, accumulate, counter, workspace, M_parts, N_parts):
+    """Take tasks until there are none (see matmul.py)."""
+    (M, K), N = a.shape, b.shape[1]
+    A, B, C = matrix(a), matrix(b), matrix(out)
+    _configure_tiles(pointer(workspace))
+    while True:
+        task = fetch_add(pointer(counter))
+        if task >= batches * M_parts * N_parts:
+            break
+        batch, part = divmod(task, M_parts * N_parts)
+        i, rows = share(M, SQUARE, part % M_parts, M_parts)
+        j, columns = share(N, SQUARE, part // M_parts, N_parts)
+        for left in range(j, j + columns, WIDTH):
+            block_a, block_b, start, target = operands(
+                A, B, C, bias, bias.strides[0] // bias.itemsize, pointer(workspace), 1, accumulate, batch_axes, batch, i, left
+            )
+            _block(block_a, block_b, start, target, rows, min(WIDTH, j + columns - left), K, pointer(workspace))
+    _release_tiles(pointer(workspace))
+
+
+def _multiply(a, b, bias, out, batch_axes, accumulate, counter, workspace):
+    """The compiled program, with the arguments of that in matmul.py."""
+    if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
+        return False
+    (M, K), N = a.shape, b.shape[1]
+    batches = 1
+    for i in range(len(batch_axes)):
+        batches *= batch_axes[i, 0]
+    M_parts, N_parts = _plan(M, N, batches, len(workspace))
+    counter[0] = 0
+    if len(workspace) == 1 or batches * M * N * K < SMALL:
+        _work(a, b, bias, out, batch_axes, batches, accumulate, counter, workspace[0], M_parts, N_parts)
+    else:
+        for i in prange(len(workspace)):
+            _work(a, b, bias, out, batch_axes, batches, accumulate, counter, workspace[i], M_parts, N_parts)
+    return True
+
+
+@functools.cache
+def _product() -> Product:
+    return Product(np.dtype(np.float32), _multiply, WORKSPACE)
+
+
+def round_to_bfloat16(x: np.ndarray) -> np.ndarray:
+    """float32 → the nearest numbers that bfloat16 has, ties to even, as float32. NaN stays NaN."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(x), x, rounded.view(np.float32))
+
+
+def matmul_bf16(
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    bias: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+    accumulate: bool = False,
+) -> np.ndarray:
+    """`matmul` of float32 arrays whose numbers are rounded to bfloat16 first; sums, bias and result are float32.
+
+    Arguments, result and errors are those of `matmul`. Products with a vector are bound by memory, gain nothing
+    from rounding, and are done in float32. Bits are the same for any number of threads.
+    """
+    if a.dtype != np.float32 or b.dtype != np.float32:
+        raise TypeError(f"matmul_bf16 rounds float32 arrays, got {a.dtype} and {b.dtype}; convert with astype")
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-2] == 1 or b.shape[-1] == 1:
+        return multiply_with(product_of(a.dtype), a, b, bias, out, accumulate)
+    if not amx_available():
+        return multiply_with(product_of(a.dtype), round_to_bfloat16(a), round_to_bfloat16(b), bias, out, accumulate)
+    return multiply_with(_product(), a, b, bias, out, accumulate)
+
+
+class matmul_precision:
+    """Set what `matmul` does with float32 arrays: multiply them in "float32" (the default) or in "bfloat16".
+
+    It holds from the call on, in all threads; as a context manager, until the end of the block:
+
+    >>> with matmul_precision("bfloat16"):
+    ...     train()
+
+    Where the processor has no AMX, "bfloat16" warns once and changes nothing. Raises ValueError for other names.
+    """
+
+    current = "float32"
+
+    def __init__(self, precision: str) -> None:
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f'the precision of a matmul is "float32" or "bfloat16", got {precision!r}')
+        self._before = matmul_precision.current
+        self._set(precision)
+
+    @staticmethod
+    def _set(precision: str) -> None:
+        matmul_precision.current = precision
+        if precision == "bfloat16" and not amx_available():
+            warnings.warn("no AMX here: matrix products stay in float32", RuntimeWarning, stacklevel=3)
+        use_for_float32(matmul_bf16 if precision == "bfloat16" and amx_available() else None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._set(self._before)

@@ -1,0 +1,67 @@
+"""Matrices in memory, as the matrix products see them: a pointer and two strides.
+
+An array type of Numba carries its layout, and each layout would be compiled anew. A `Matrix` is the same type for
+all of them, and taking a part of one is a sum of two products.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from .ir import pointer, shift
+from .jit import kernel
+
+__all__ = ["Matrix", "at", "between_numbers", "matrix", "operands", "share"]
+
+
+class Matrix(NamedTuple):
+    """Where a matrix begins, and how many numbers further the next row and the next column lie."""
+
+    start: Any
+    row: int
+    column: int
+
+
+@kernel
+def matrix(array):
+    return Matrix(pointer(array), array.strides[0] // array.itemsize, array.strides[1] // array.itemsize)
+
+
+@kernel
+def at(matrix, i, j):
+    """The part of the matrix from row i and column j on."""
+    return Matrix(shift(matrix.start, i * matrix.row + j * matrix.column), matrix.row, matrix.column)
+
+
+@kernel
+def between_numbers(array):
+    """Whether rows or columns begin inside a number, as fields of a packed structured array may."""
+    return array.strides[0] % array.itemsize != 0 or array.strides[-1] % array.itemsize != 0
+
+
+@kernel
+def share(size, unit, part, parts):
+    """Where part number `part` begins and how long it is, if `size` is cut evenly at multiples of `unit`."""
+    units = -(-size // unit)
+    begin = units * part // parts * unit
+    return begin, min(units * (part + 1) // parts * unit, size) - begin
+
+
+@kernel
+def operands(a, b, out, bias, bias_step, zeros, zeros_step, accumulate, batch_axes, batch, i, j):
+    """What the part of `out` from row i and column j on, in batch number `batch`, is made of: a, b, start, out.
+
+    `start` is what the sums begin with: what `out` holds, or the bias in every row, or zeros.
+    """
+    a, b, out = at(a, i, 0), at(b, 0, j), at(out, i, j)
+    for axis in range(len(batch_axes)):
+        batch, index = divmod(batch, batch_axes[axis, 0])
+        a = Matrix(shift(a.start, index * batch_axes[axis, 1]), a.row, a.column)
+        b = Matrix(shift(b.start, index * batch_axes[axis, 2]), b.row, b.column)
+        out = Matrix(shift(out.start, index * batch_axes[axis, 3]), out.row, out.column)
+    start = Matrix(zeros, 0, zeros_step)
+    if accumulate:
+        start = out
+    elif bias.size:
+        start = Matrix(shift(pointer(bias), j * bias_step), 0, bias_step)
+    return a, b, start, out
