@@ -26,6 +26,7 @@ from .creation import (
     generator,
     linspace,
     manual_seed,
+    multinomial,
     next_seed,
     ones,
     ones_like,
@@ -65,6 +66,9 @@ from .ops import (
 from .tensor import Tensor
 
 float32, float64, int64, int32, bool = np.float32, np.float64, np.int64, np.int32, np.bool_
+float, double, long, int = float32, float64, int64, int32  # PyTorch's other names
+inf, nan, pi, e = np.inf, np.nan, np.pi, np.e
+mm = bmm = matmul
 
 
 def cat(tensors: Any, dim: int = 0) -> Tensor:
@@ -88,6 +92,16 @@ def tril(x: Tensor, diagonal: int = 0) -> Tensor:
 def triu(x: Tensor, diagonal: int = 0) -> Tensor:
     """The upper triangle of the last two axes."""
     return x.triu(diagonal)
+
+
+def topk(x: Tensor, k: Any, dim: Any = -1, largest: Any = True) -> Any:
+    """(values, indices) of the k largest elements along `dim`, sorted."""
+    return x.topk(k, dim, largest)
+
+
+def outer(a: Tensor, b: Tensor) -> Tensor:
+    """The products of each element of `a` (M,) with each of `b` (N,) → (M, N)."""
+    return a.reshape(-1, 1) * b.reshape(1, -1)
 
 
 def softmax(x: Tensor, dim: int) -> Tensor:

@@ -135,12 +135,32 @@ def randn(*sizes: Any, dtype: Any = np.float32, requires_grad: bool = False) -> 
     return _finish(generator().standard_normal(_shape(sizes)).astype(dtype), requires_grad)
 
 
-def randint(low: int, high: int | None = None, size: Any = (), dtype: Any = np.int64) -> Tensor:
-    """Integers from low (0 if only one bound is given) to high − 1."""
-    low, high = (0, low) if high is None else (low, high)
+def randint(low: int, high: Any = None, size: Any = (), dtype: Any = np.int64) -> Tensor:
+    """Integers from low to high − 1: randint(low, high, size), or randint(high, size) from 0."""
+    if high is None or isinstance(high, tuple | list):
+        low, high, size = 0, low, size if high is None else high
     return Variable.wrap(np.asarray(generator().integers(low, high, size)).astype(dtype))
 
 
 def randperm(n: int) -> Tensor:
     """The integers 0 to n − 1 in random order."""
     return Variable.wrap(generator().permutation(n))
+
+
+def multinomial(probabilities: Tensor, num_samples: int, replacement: bool = False) -> Tensor:
+    """Positions drawn from rows (..., V) of weights, which need not sum to 1 → (..., num_samples) int64.
+
+    ValueError where a row has no positive weight, or too few to draw from without replacement.
+    """
+    weights = probabilities.array.astype(np.float64)
+    if not weights.size or (weights < 0).any() or not np.isfinite(weights).all():
+        raise ValueError("multinomial: expected finite weights of at least 0")
+    enough = (weights > 0).sum(-1)
+    if (enough < (1 if replacement else num_samples)).any():
+        raise ValueError(f"multinomial: expected at least {1 if replacement else num_samples} positive weights in each "
+                         f"row, got {enough.min()}")
+    rows = weights.reshape(-1, weights.shape[-1])
+    draws = [
+        generator().choice(len(row), num_samples, replace=replacement, p=row / row.sum(), shuffle=False) for row in rows
+    ]
+    return Variable.wrap(np.array(draws, np.int64).reshape(*weights.shape[:-1], num_samples))

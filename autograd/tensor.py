@@ -502,6 +502,15 @@ class Tensor(Variable):
             return ops.minimum(self, dim)
         return self.amin(dim, keepdim) if dim is None else self._extremes(self.argmin(dim, True), dim, keepdim)
 
+    def topk(self, k: int, dim: int = -1, largest: bool = True) -> Extremes:
+        """The k largest (or smallest) elements along `dim`, sorted, and their positions; the values take the gradient."""
+        axis = normalize_axis(dim, self.ndim)
+        if not 0 <= k <= self.shape[axis]:
+            raise ValueError(f"topk: expected k from 0 to {self.shape[axis]}, the size of dim {dim}, got {k}")
+        order = np.argsort(-self.array if largest else self.array, axis=axis, kind="stable")
+        indices = Variable.wrap(np.ascontiguousarray(np.take(order, range(k), axis=axis)))
+        return Extremes(ops.gather(self, axis, indices), indices)
+
     def _extremes(self, indices: Tensor, dim: int, keepdim: bool) -> Extremes:
         values = ops.gather(self, dim, indices)
         return Extremes(values, indices) if keepdim else Extremes(values.squeeze(dim), indices.squeeze(dim))
@@ -587,6 +596,25 @@ class Tensor(Variable):
     def expand_as(self, other: Tensor) -> Tensor:
         return self.expand(*other.shape)
 
+    def repeat(self, *times: Any) -> Tensor:
+        """The whole tensor, `times` along each axis (new axes first), as torch.Tensor.repeat and numpy.tile."""
+        times = _sequence(times)
+        if len(times) < self.ndim:
+            raise ValueError(f"repeat: expected a number for each of {self.ndim} axes, got {times}")
+        shape = (1,) * (len(times) - self.ndim) + self.shape
+        paired = [size for pair in zip(times, shape, strict=True) for size in pair]
+        apart = self.reshape([size for n in shape for size in (1, n)]).expand(paired)
+        return apart.reshape([t * n for t, n in zip(times, shape, strict=True)])
+
+    @_numpy_spelling
+    def repeat_interleave(self, repeats: int, dim: int | None = None) -> Tensor:
+        """Each element (of the flattened tensor, or each slice along `dim`) `repeats` times in a row."""
+        if dim is None:
+            return self.flatten().repeat_interleave(repeats, 0)
+        axis = normalize_axis(dim, self.ndim)
+        apart = self.unsqueeze(axis + 1).expand(*self.shape[: axis + 1], repeats, *self.shape[axis + 1 :])
+        return apart.flatten(axis, axis + 1)
+
     def flip(self, *dims: Any) -> Tensor:
         return ops.flip(self, _sequence(dims))
 
@@ -652,7 +680,9 @@ class Tensor(Variable):
         return self.array.flags.c_contiguous
 
     def to(self, dtype: Any) -> Tensor:
-        """In another dtype, with history where both are floating."""
+        """In another dtype, with history where both are floating. `to("cpu")` is this tensor."""
+        if dtype == self.device:
+            return self
         dtype = np.dtype(dtype)
         if dtype == self.dtype:
             return self
@@ -673,6 +703,11 @@ class Tensor(Variable):
 
     def bool(self) -> Tensor:
         return self.to(np.bool_)
+
+    @property
+    def device(self) -> str:
+        """Where the memory is: always "cpu"."""
+        return "cpu"
 
     def cpu(self) -> Tensor:
         """This tensor: there is no other memory."""
@@ -713,6 +748,12 @@ class Tensor(Variable):
     def zero_(self) -> Tensor:
         """Overwrite every element with 0."""
         return self.fill_(0)
+
+    def masked_fill_(self, mask: Any, value: Any) -> Tensor:
+        """Overwrite with `value` where `mask` is true."""
+        mask = mask.array if isinstance(mask, Variable) else np.asarray(mask)
+        np.copyto(self._writable("masked_fill_"), value, where=mask)
+        return self
 
     def add_(self, other: Any, alpha: Any = 1) -> Tensor:
         """x = x + alpha · other, in place."""

@@ -56,6 +56,8 @@ EXPRESSIONS = [
     # products
     lambda x, y: x @ y.T, lambda x, y: x @ x.transpose(-2, -1), lambda x, y: x @ y[0], lambda x, y: y[0] @ y[1],
     lambda x, y: y[:, 0] @ y, lambda x, y: x.matmul(y.T),
+    lambda x, y: x.topk(2).values, lambda x, y: x.topk(2, dim=1, largest=False)[0], lambda x, y: y.repeat(2, 3),
+    lambda x, y: y.repeat(2, 1, 1), lambda x, y: x.repeat_interleave(2, dim=1), lambda x, y: y.repeat_interleave(2),
     # copies and dtypes
     lambda x, y: x.clone() * 2, lambda x, y: x.float() * 2, lambda x, y: x.detach() * x,
 ]  # fmt: skip
@@ -114,6 +116,19 @@ def test_any_index_reads_and_scatters_as_numpy_does(data):
     expected = np.zeros(shape)
     np.add.at(expected, index, dout)
     np.testing.assert_allclose(x.grad.array, expected, rtol=1e-12)
+
+
+def test_randint_and_multinomial_read_their_arguments_as_pytorch_does():
+    autograd.manual_seed(0)
+    assert autograd.randint(5, (2, 3)).shape == (2, 3)
+    assert set(autograd.randint(3, 5, (100,)).tolist()) == {3, 4}
+    weights = Tensor([[0.0, 1.0, 3.0], [1.0, 0.0, 0.0]])
+    draws = autograd.multinomial(weights, 2000, replacement=True)
+    assert draws.shape == (2, 2000) and set(draws[1].tolist()) == {0}
+    assert np.mean(draws.array[0] == 2) == pytest.approx(0.75, abs=0.05)
+    assert sorted(autograd.multinomial(weights[:1], 2).tolist()[0]) == [1, 2]
+    with pytest.raises(ValueError, match="at least 2 positive"):
+        autograd.multinomial(weights, 2)
 
 
 # -- dtypes ----------------------------------------------------------------------------------------------------------
