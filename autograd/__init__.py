@@ -41,6 +41,7 @@ from .creation import (
 from .functional import checkpoint, grad, hessian, hvp, jacobian, jvp, vjp
 from .gradcheck import GradcheckError, gradcheck, gradgradcheck
 from .graph import AnomalyError, detect_anomaly, enable_grad, no_grad, plain
+from .kernels.bfloat16 import matmul_precision
 from .kernels.jit import num_threads, set_num_threads
 from .op import Op, Sample, fused, primitive, registry
 from .ops import (
@@ -113,7 +114,7 @@ __all__ = [
     "AnomalyError", "GradcheckError", "Op", "Sample", "Tensor", "arange", "bool", "cat", "checkpoint", "concatenate", "cos",
     "detect_anomaly", "empty", "enable_grad", "erf", "exp", "expm1", "eye", "float32", "float64", "from_numpy", "full",
     "full_like", "fused", "generator", "grad", "gradcheck", "gradgradcheck", "hessian", "hvp", "int32", "int64", "jacobian",
-    "jvp", "linspace", "log", "log1p", "logsumexp", "manual_seed", "masked_fill", "matmul", "maximum", "minimum",
+    "jvp", "linspace", "log", "log1p", "logsumexp", "manual_seed", "multinomial", "masked_fill", "matmul", "matmul_precision", "maximum", "minimum",
     "next_seed", "no_grad", "num_threads", "ones", "ones_like", "ops", "plain", "primitive", "rand", "randint", "randn",
     "randperm", "registry", "relu", "rsqrt", "set_num_threads", "sigmoid", "sin", "softmax", "sqrt", "stack", "tanh",
     "tensor", "tril", "triu", "vjp", "where", "zeros", "zeros_like",
