@@ -7,8 +7,8 @@
     y.backward()
     x.grad                      # tensor([2., 4.])
 
-The rooms, from the ground up: `kernels` (arrays in, arrays out), `storage` and `graph` (the tape), `op` (what an operator
-is), `ops` (all of them), `tensor`, and on top `functional` (the calculus) and `gradcheck` (the proof).
+The rooms, from the ground up: `kernels` (arrays in, arrays out), `storage` and `graph` (the tape), `op` (what an
+operator is), `ops` (all of them), `tensor`, and on top `functional` (the calculus) and `gradcheck` (the proof).
 """
 
 from typing import Any
@@ -111,11 +111,13 @@ def softmax(x: Tensor, dim: int) -> Tensor:
 
 
 __all__ = [
-    "AnomalyError", "GradcheckError", "Op", "Sample", "Tensor", "arange", "bool", "cat", "checkpoint", "concatenate", "cos",
-    "detect_anomaly", "empty", "enable_grad", "erf", "exp", "expm1", "eye", "float32", "float64", "from_numpy", "full",
-    "full_like", "fused", "generator", "grad", "gradcheck", "gradgradcheck", "hessian", "hvp", "int32", "int64", "jacobian",
-    "jvp", "linspace", "log", "log1p", "logsumexp", "manual_seed", "multinomial", "masked_fill", "matmul", "matmul_precision", "maximum", "minimum",
-    "next_seed", "no_grad", "num_threads", "ones", "ones_like", "ops", "plain", "primitive", "rand", "randint", "randn",
-    "randperm", "registry", "relu", "rsqrt", "set_num_threads", "sigmoid", "sin", "softmax", "sqrt", "stack", "tanh",
-    "tensor", "tril", "triu", "vjp", "where", "zeros", "zeros_like",
+    "AnomalyError", "GradcheckError", "Op", "Sample", "Tensor", "arange", "bmm", "cat", "checkpoint",
+    "concatenate", "cos", "detect_anomaly", "empty", "enable_grad", "erf", "exp", "expm1", "eye",
+    "float32", "float64", "from_numpy", "full", "full_like", "fused", "generator", "grad", "gradcheck",
+    "gradgradcheck", "hessian", "hvp", "inf", "int32", "int64", "jacobian", "jvp", "linspace", "log",
+    "log1p", "logsumexp", "manual_seed", "masked_fill", "matmul", "matmul_precision", "maximum",
+    "minimum", "mm", "multinomial", "nan", "next_seed", "no_grad", "num_threads", "ones", "ones_like", "ops",
+    "outer", "plain", "primitive", "rand", "randint", "randn", "randperm", "registry", "relu", "rsqrt",
+    "set_num_threads", "sigmoid", "sin", "softmax", "sqrt", "stack", "tanh", "tensor", "topk", "tril", "triu",
+    "vjp", "where", "zeros", "zeros_like",
 ]

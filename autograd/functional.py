@@ -38,7 +38,7 @@ def grad(
     create_graph: bool = False,
     allow_unused: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Gradients of the sum of `outputs` (each weighted by its grad_output) with respect to `inputs`. Touches no `.grad`.
+    """Gradients of the sum of `outputs`, each weighted by its grad_output, for `inputs`. No `.grad` changes.
 
     Args:
         outputs: what to differentiate, a tensor or several.
@@ -117,7 +117,7 @@ def jvp(function: Callable, inputs: Tensors, v: Tensors, create_graph: bool = Fa
 
 
 def hvp(function: Callable, inputs: Tensors, v: Tensors) -> tuple[Any, Any]:
-    """(function(inputs), H v) for a function with one output element, H its Hessian. `v` has the shape of the inputs."""
+    """(function(inputs), H v), H the Hessian of a function with one output element. `v` has the shape of the inputs."""
     with enable_grad():
         outputs, arguments = _call(function, inputs)
         gradients = _grad_or_zero(outputs, arguments, None, create_graph=True)

@@ -296,7 +296,7 @@ def _input_gradients(node: Node, dout: Gradient, needs: tuple, create_graph: boo
     """
     if node.saved is None:
         raise RuntimeError(
-            f"expected a graph that is still whole, but `{node.op.name}` has already been walked backward and its saved "
+            f"expected a graph that is still whole, but `{node.op.name}` has been walked backward before and its saved "
             f"arrays are freed; call backward(retain_graph=True) the first time to walk a graph twice"
         )
     differentiate = node.op.differentiate_recorded if create_graph else node.op.differentiate

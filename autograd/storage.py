@@ -101,8 +101,8 @@ class Saved:
         """The array, if nobody has written to it since it was saved; RuntimeError otherwise."""
         if self._storage.version != self._version or not self._storage.untouched_since(self._lease):
             raise RuntimeError(
-                f"`{name}` of shape {self._array.shape}, saved by `{op_name}` for its backward pass, was changed in place "
-                f"afterwards, so its gradient can no longer be computed. Expected the array as it was in the forward "
-                f"pass; write into a copy (`x.clone()`), or change it after `backward()`."
+                f"`{name}` of shape {self._array.shape}, saved by `{op_name}` for its backward pass, was changed in "
+                f"place afterwards, so its gradient can no longer be computed. Expected the array as it was in the "
+                f"forward pass; write into a copy (`x.clone()`), or change it after `backward()`."
             )
         return self._array

@@ -1,7 +1,7 @@
 """Tensor: an ndarray that remembers how it was made.
 
-The names and their meaning are PyTorch's; `axis` and `keepdims` are accepted for `dim` and `keepdim`. There is nothing to
-compute here: each method names the operator that does. Differences from PyTorch that are deliberate:
+The names and their meaning are PyTorch's; `axis` and `keepdims` are accepted for `dim` and `keepdim`. There is nothing
+to compute here: each method names the operator that does. Differences from PyTorch that are deliberate:
 
 - in-place arithmetic is not recorded: `x += y` makes a new tensor; `x[...] = y`, `fill_`, `copy_` and the like are for
   tensors outside a graph, or under `no_grad`;
@@ -257,7 +257,7 @@ class Tensor(Variable):
         """Add d(self)/d(leaf), weighted by `gradient`, to the `.grad` of every leaf that this tensor was computed from.
 
         Args:
-            gradient: the upstream gradient, of this tensor's shape; may be left out for a single element, and is 1 then.
+            gradient: the upstream gradient, in this tensor's shape; 1 if it is left out, for a single element only.
             retain_graph: keep what was saved, so that the graph can be walked again (default: `create_graph`).
             create_graph: record the backward pass too, for higher derivatives.
 
@@ -490,20 +490,20 @@ class Tensor(Variable):
 
     @_numpy_spelling
     def max(self, dim: Any = None, keepdim: bool = False) -> Any:
-        """The largest element; with an int `dim`, (values, indices) along it, of which the first takes the gradient."""
+        """The largest element; with an int `dim`, (values, indices) along it; what is picked takes the gradient."""
         if isinstance(dim, Tensor):
             return ops.maximum(self, dim)
         return self.amax(dim, keepdim) if dim is None else self._extremes(self.argmax(dim, True), dim, keepdim)
 
     @_numpy_spelling
     def min(self, dim: Any = None, keepdim: bool = False) -> Any:
-        """The smallest element; with an int `dim`, (values, indices) along it, of which the first takes the gradient."""
+        """The smallest element; with an int `dim`, (values, indices) along it; what is picked takes the gradient."""
         if isinstance(dim, Tensor):
             return ops.minimum(self, dim)
         return self.amin(dim, keepdim) if dim is None else self._extremes(self.argmin(dim, True), dim, keepdim)
 
     def topk(self, k: int, dim: int = -1, largest: bool = True) -> Extremes:
-        """The k largest (or smallest) elements along `dim`, sorted, and their positions; the values take the gradient."""
+        """The k largest (or smallest) elements along `dim`, sorted, and where they stand; values take the gradient."""
         axis = normalize_axis(dim, self.ndim)
         if not 0 <= k <= self.shape[axis]:
             raise ValueError(f"topk: expected k from 0 to {self.shape[axis]}, the size of dim {dim}, got {k}")
@@ -539,7 +539,7 @@ class Tensor(Variable):
         result = self.reshape(*shape)
         if self.array.size and result.storage is not self.storage:
             raise ValueError(
-                f"view: expected a tensor whose elements stand in memory in the order of its axes, got shape {self.shape} "
+                f"view: expected a tensor whose elements stand in memory in the order of its axes, got {self.shape} "
                 f"with strides {self.array.strides}; use .reshape(...) or .contiguous().view(...)"
             )
         return result
@@ -727,8 +727,8 @@ class Tensor(Variable):
     def _writable(self, what: str) -> np.ndarray:
         if self.node is not None and state.recording:
             raise RuntimeError(
-                f"{what} would change a tensor that requires grad, and in-place changes are not recorded. Compute a new "
-                f"tensor (x = x + 1, where, masked_fill), or write under `with no_grad():`"
+                f"{what} would change a tensor that requires grad, and in-place changes are not recorded. Compute a "
+                f"new tensor (x = x + 1, where, masked_fill), or write under `with no_grad():`"
             )
         return self.mutate()
 
@@ -785,14 +785,14 @@ def start(output: Tensor, gradient: Any, create_graph: bool) -> tuple[Any, Any]:
     """Where a backward pass from `output` begins: its node and upstream gradient, checked."""
     if output.node is None:
         raise RuntimeError(
-            "expected a tensor that was computed from one with requires_grad=True (and not under no_grad), got one without "
-            "history; there is nothing to differentiate"
+            "expected a tensor that was computed from one with requires_grad=True (and not under no_grad), got one "
+            "without history; there is nothing to differentiate"
         )
     if gradient is None:
         if output.array.size != 1:
             raise ValueError(
-                f"expected a single element to differentiate, got shape {output.shape}; reduce it (x.sum()) or pass the "
-                f"upstream gradient"
+                f"expected a single element to differentiate, got shape {output.shape}; reduce it (x.sum()) or pass "
+                f"the upstream gradient"
             )
         gradient = np.ones(output.shape, output.dtype)
     if not isinstance(gradient, Tensor):

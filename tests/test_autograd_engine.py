@@ -216,8 +216,8 @@ def write_through_numpy(x):
 
 
 @pytest.mark.parametrize("write", [
-    write_through_data, write_through_an_older_view, write_through_add, write_through_setitem, write_through_a_tensor_view,
-    write_through_numpy,
+    write_through_data, write_through_an_older_view, write_through_add, write_through_setitem,
+    write_through_a_tensor_view, write_through_numpy,
 ], ids=lambda f: f.__name__)  # fmt: skip
 def test_changing_a_saved_array_is_noticed(write):
     x = leaf(3)
@@ -357,7 +357,7 @@ def test_checkpoint_notices_a_function_that_does_something_else_the_second_time(
 def test_anomalies_are_caught_where_they_are_made():
     x = Tensor(np.array([1.0, -1.0]), requires_grad=True)
     with np.errstate(all="ignore"), autograd.detect_anomaly():
-        with pytest.raises(autograd.AnomalyError, match=r"`log` made the first NaN in its forward pass, at index \(1,\)") as e:
+        with pytest.raises(autograd.AnomalyError, match=r"`log` made the first NaN .*forward .*\(1,\)") as e:
             x.log()  # this line is named
         assert "this line is named" in str(e.value)
         y = (Tensor(np.array([0.0]), requires_grad=True)).sqrt()
@@ -440,7 +440,7 @@ def test_gradcheck_finds_wrong_rules_and_says_what_is_wrong():
         assert autograd.gradcheck(broken(1.0), leaf(3))
         with pytest.raises(autograd.GradcheckError, match="wrong sign"):
             autograd.gradcheck(broken(-1.0), leaf(3))
-        with pytest.raises(autograd.GradcheckError, match="wrong factor, the rule gives 0.5"):
+        with pytest.raises(autograd.GradcheckError, match=r"wrong factor, the rule gives 0\.5"):
             autograd.gradcheck(broken(0.5), leaf(3))
         assert not autograd.gradcheck(broken(1 + 1e-5), leaf(3), raise_exception=False)
         with pytest.raises(autograd.GradcheckError, match="kink"):

@@ -1,7 +1,7 @@
 """Tensor's methods mean what PyTorch's mean, and NumPy's where PyTorch borrows from it.
 
-Each expression below is run on both libraries, forward and backward, from one text: the functions take the tensors and use
-only methods and operators, so there is nothing to translate.
+Each expression below is run on both libraries, forward and backward, from one text: the functions take the tensors and
+use only methods and operators, so there is nothing to translate.
 """
 
 import operator
@@ -18,8 +18,9 @@ from autograd import Tensor
 EXPRESSIONS = [
     # arithmetic and broadcasting
     lambda x, y: x + y, lambda x, y: x - y, lambda x, y: x * y, lambda x, y: x / (y * y + 1), lambda x, y: 1 - x,
-    lambda x, y: 2 / (x * x + 1), lambda x, y: x**2, lambda x, y: x**3.0, lambda x, y: (x * x + 1) ** y, lambda x, y: 2**x,
-    lambda x, y: -x, lambda x, y: abs(x), lambda x, y: x[:, None] * y, lambda x, y: x.maximum(y), lambda x, y: x.minimum(y),
+    lambda x, y: 2 / (x * x + 1), lambda x, y: x**2, lambda x, y: x**3.0, lambda x, y: (x * x + 1) ** y,
+    lambda x, y: 2**x, lambda x, y: -x, lambda x, y: abs(x), lambda x, y: x[:, None] * y, lambda x, y: x.maximum(y),
+    lambda x, y: x.minimum(y),
     lambda x, y: x.clip(-0.5, 0.5), lambda x, y: x.clamp(min=-0.3), lambda x, y: x.clamp(max=0.3),
     # elementwise
     lambda x, y: x.exp(), lambda x, y: (x * x + 0.1).log(), lambda x, y: (x * x + 0.1).sqrt(), lambda x, y: x.tanh(),
@@ -27,19 +28,23 @@ EXPRESSIONS = [
     lambda x, y: (x * x).log1p(), lambda x, y: x.expm1(), lambda x, y: (x * x + 1).rsqrt(), lambda x, y: x.square(),
     lambda x, y: (x * x + 1).reciprocal(),
     # reductions
-    lambda x, y: x.sum(), lambda x, y: x.sum(0), lambda x, y: x.sum(dim=(0, 2)), lambda x, y: x.sum(axis=1, keepdims=True),
+    lambda x, y: x.sum(), lambda x, y: x.sum(0), lambda x, y: x.sum(dim=(0, 2)),
+    lambda x, y: x.sum(axis=1, keepdims=True),
     lambda x, y: x.sum(-1, keepdim=True), lambda x, y: x.mean(), lambda x, y: x.mean(dim=1), lambda x, y: x.max(),
     lambda x, y: x.min(), lambda x, y: x.max(dim=1).values, lambda x, y: x.min(1, keepdim=True)[0],
     lambda x, y: x.amax(dim=2), lambda x, y: x.amin(dim=(0, 1)), lambda x, y: x.var(), lambda x, y: x.var(dim=1),
-    lambda x, y: x.var(1, unbiased=False), lambda x, y: x.std(dim=-1, keepdim=True), lambda x, y: x.var(dim=0, correction=0),
+    lambda x, y: x.var(1, unbiased=False), lambda x, y: x.std(dim=-1, keepdim=True),
+    lambda x, y: x.var(dim=0, correction=0),
     lambda x, y: x.logsumexp(dim=-1), lambda x, y: x.logsumexp(1, keepdim=True), lambda x, y: x.cumsum(dim=1),
     lambda x, y: x.cumsum(-1), lambda x, y: x.prod(), lambda x, y: x.prod(dim=1), lambda x, y: x.norm(),
     lambda x, y: x.softmax(dim=-1), lambda x, y: x.log_softmax(dim=1),
     # shape
-    lambda x, y: x.reshape(6, 4), lambda x, y: x.reshape(-1), lambda x, y: x.reshape((4, -1)), lambda x, y: x.view(2, 12),
+    lambda x, y: x.reshape(6, 4), lambda x, y: x.reshape(-1), lambda x, y: x.reshape((4, -1)),
+    lambda x, y: x.view(2, 12),
     lambda x, y: x.view(-1, 4), lambda x, y: x.flatten(), lambda x, y: x.flatten(1), lambda x, y: x.flatten(0, 1),
     lambda x, y: x.unflatten(2, (2, 2)), lambda x, y: x.transpose(0, 2), lambda x, y: x.transpose(-2, -1),
-    lambda x, y: x.swapaxes(0, 1), lambda x, y: x.permute(2, 0, 1), lambda x, y: x.permute((1, 2, 0)), lambda x, y: y.t(),
+    lambda x, y: x.swapaxes(0, 1), lambda x, y: x.permute(2, 0, 1), lambda x, y: x.permute((1, 2, 0)),
+    lambda x, y: y.t(),
     lambda x, y: y.T, lambda x, y: x.mT, lambda x, y: x.unsqueeze(1), lambda x, y: x.unsqueeze(-1).squeeze(-1),
     lambda x, y: x[:1].squeeze(), lambda x, y: x[:1].squeeze(1), lambda x, y: x[:, :1].expand(2, 5, 4),
     lambda x, y: x[:, :1].expand(-1, 5, -1), lambda x, y: y.expand(2, 3, 4), lambda x, y: y.expand_as(x),
@@ -49,7 +54,8 @@ EXPRESSIONS = [
     lambda x, y: x.tril(-1),
     # indexing
     lambda x, y: x[0], lambda x, y: x[-1, 1], lambda x, y: x[:, 1:, ::2], lambda x, y: x[..., 0], lambda x, y: x[None],
-    lambda x, y: x[[0, 1, 1]], lambda x, y: x[:, [0, 2, 2], 1], lambda x, y: x[x > 0], lambda x, y: x[y.argmax(dim=1)[:2] * 0],
+    lambda x, y: x[[0, 1, 1]], lambda x, y: x[:, [0, 2, 2], 1], lambda x, y: x[x > 0],
+    lambda x, y: x[y.argmax(dim=1)[:2] * 0],
     lambda x, y: x.masked_fill(y > 0, -1.5), lambda x, y: x.masked_fill(y == 0, float("-inf")).softmax(dim=-1),
     lambda x, y: x.where(y > 0, y), lambda x, y: x.gather(2, x.argmax(dim=2, keepdim=True)),
     lambda x, y: x.gather(1, (x > 0).long()), lambda x, y: x.index_select(1, (y > 9).long()[0]),
@@ -79,7 +85,8 @@ def test_methods_mean_what_pytorch_s_mean(f):
     expected.backward(torch.tensor(dout, dtype=expected.dtype))
     for x, y in zip(ours, theirs, strict=True):
         if y.grad is not None:
-            np.testing.assert_allclose(x.grad.array, y.grad.numpy(), rtol=1e-6 if out.dtype == np.float32 else 1e-10, atol=1e-10)
+            rtol = 1e-6 if out.dtype == np.float32 else 1e-10
+            np.testing.assert_allclose(x.grad.array, y.grad.numpy(), rtol=rtol, atol=1e-10)
 
 
 @given(st.data())
@@ -150,7 +157,8 @@ def test_python_floats_are_float32_and_arrays_keep_their_dtype():
 def test_mixed_dtypes_promote_as_in_pytorch(a, b, f):
     torch = pytest.importorskip("torch", reason="the oracle is in the `bench` extra")
     ours = f(Tensor(np.ones(2, a)), Tensor(np.ones(2, b)) if isinstance(b, str) else b)
-    theirs = f(torch.ones(2, dtype=getattr(torch, a)), torch.ones(2, dtype=getattr(torch, b)) if isinstance(b, str) else b)
+    other = torch.ones(2, dtype=getattr(torch, b)) if isinstance(b, str) else b
+    theirs = f(torch.ones(2, dtype=getattr(torch, a)), other)
     assert str(ours.dtype) == str(theirs.dtype).removeprefix("torch.")
 
 
