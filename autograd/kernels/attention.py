@@ -36,7 +36,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .arrays import give_back, workspace
-from .elementary import constant, emit_exp, log
+from .elementary import constant, emit_exp, exp, log, row_maximum
 from .ir import INT, Emitter, emitted, fetch_add, host, lanes, pointer, shift, transpose
 from .jit import kernel, num_threads, prange
 from .random import keep_threshold, keys, random_bits
@@ -47,6 +47,7 @@ ROWS = 8 if host().vector_bytes == 64 else 4  # of a register tile; its columns 
 UNROLL = 4
 QUERIES = 64  # in a block; a multiple of ROWS
 KEYS = 64  # in a block; a multiple of two vectors
+FEW = 2  # queries: for so few, packing the keys does not pay
 GROUP = 4  # queries that pass through softmax together; divides ROWS
 
 
@@ -250,6 +251,25 @@ def row_products(typingctx, x, x_stride, y, y_stride, rows, D, result):
 
     i = types.intp
     return types.void(x, i, y, i, i, i, y), emitted("attention.row_products", body)
+
+
+@intrinsic
+def weighted_sum(typingctx, weights, rows, x, stride, out, width):
+    """out (width,) = Σ_i weights[i]·x[i], where x has `rows` rows of `width` numbers."""
+    def body(e, weights, rows, x, stride, out, width):
+        builder = e.builder
+        with e.loop(builder.sdiv(builder.add(width, INT(e.lanes - 1)), INT(e.lanes)), [INT(0)]) as outer:
+            column, = outer
+            inside = _below(e, column, width)
+            with e.loop(rows, [weights, e.at(x, column), e.zero()]) as inner:
+                weight, row, total = inner
+                total = e.fma(e.splat(weight), _load_some(e, row, inside), total)
+                inner[:] = [e.at(weight, 1), e.at(row, stride), total]
+            _store_some(e, inner[2], e.at(out, column), inside)
+            outer[:] = [builder.add(column, INT(e.lanes))]
+
+    i = types.intp
+    return types.void(weights, i, x, i, out, i), emitted("attention.weighted_sum", body)
 
 
 # --- blocks ---
@@ -464,6 +484,40 @@ def _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, scale, offset, dropout,
         unpack(dvalues, width, _at(dv, batch, kv, 0), _stride(dv), Tk, D, width, one)
 
 
+@kernel
+def _few_queries(q, k, v, out, lse, scale, offset, dropout, counter, memory):
+    """Attention without blocks, for a query or two (text is being generated): keys and values are read where they lie."""
+    B, H, Tq, D = q.shape
+    _, K, Tk, _ = k.shape
+    width = _up(D, lanes(pointer(q)))
+    while True:
+        task = fetch_add(pointer(counter))
+        if task >= B * H:
+            break
+        batch, head = task // H, task % H
+        kv = head // (H // K)
+        for i in range(Tq):
+            query, weights = memory[:width], memory[width:width + min(Tk, i + offset)]
+            pack(_at(q, batch, head, i), 0, pointer(query), 0, 1, D, width, scale)
+            row_products(_at(k, batch, kv, 0), _stride(k), pointer(query), 0, weights.size, D, pointer(weights))
+            maximum = row_maximum(weights)
+            total = scale - scale
+            for j in range(weights.size):
+                weights[j] = exp(weights[j] - maximum)
+                total += weights[j]
+            factor = scale / scale / total
+            for j in range(weights.size):
+                weights[j] *= factor
+            lse[batch, head, i] = maximum + log(total)
+            _drop(pointer(weights), 1, weights.size, weights.size, ((batch * H + head) * Tq + i) * Tk, 0, dropout)
+            weighted_sum(pointer(weights), weights.size, _at(v, batch, kv, 0), _stride(v), _at(out, batch, head, i), D)
+
+
+def forward_few(q, k, v, out, lse, scale, offset, dropout, counter, memory):
+    for worker in prange(len(memory)):
+        _few_queries(q, k, v, out, lse, scale, offset, dropout, counter, memory[worker])
+
+
 def forward(q, k, v, out, lse, scale, offset, dropout, counter, memory):
     for worker in prange(len(memory)):
         _forward_tasks(q, k, v, out, lse, scale, offset, dropout, counter, memory[worker])
@@ -550,8 +604,9 @@ def attention(
     number = q.dtype.type
     dropout = (*keys(seed), keep_threshold(dropout_p), number(1 / (1 - dropout_p)))
     memory = workspace(q.dtype, num_threads(), _elements(shape, q.itemsize, 2, 2, 1))
-    _compiled(forward, 3, 1, q.dtype)(q, k, v, out, lse, number(scale), _offset(shape, causal), dropout,
-                                      np.zeros(1, np.int64), memory)
+    function = forward_few if q.shape[2] <= FEW else forward
+    _compiled(function, 3, 1, q.dtype)(q, k, v, out, lse, number(scale), _offset(shape, causal), dropout,
+                                       np.zeros(1, np.int64), memory)
     give_back(memory)
     return out, lse
 
