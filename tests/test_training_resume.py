@@ -8,13 +8,13 @@ import os
 
 import pytest
 
-import autograd as ag
 import train
 from training.checkpoint import Checkpoints
 from training.errors import CheckpointError, DivergenceError, SettingsError
 from training.metrics import read_lines
 from training.screen import Screen
 from training.settings import parse_settings
+from training.trainer import Trainer
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom.\n" * 60
 TINY = [
@@ -37,7 +37,7 @@ def run(corpus):
 
     def run(folder, *flags):
         settings = parse_settings([*TINY, "--data", str(corpus), "--out", str(folder), *flags])
-        with Screen(settings.train.steps, 16) as screen:
+        with Screen(settings) as screen:
             return train.train(settings, screen)
 
     return run
@@ -88,15 +88,15 @@ def crash_at(patch, owner, name, call, after):
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        *((train, "update", call) for call in (1, 2, 3, 6)),
-        *((train, "evaluate", call) for call in (1, 3)),
-        *((train, "write_sample", call) for call in (1, 2)),
+        *((Trainer, "update", call) for call in (1, 2, 3, 6)),
+        *((Trainer, "evaluate", call) for call in (1, 3)),
+        *((Trainer, "sample", call) for call in (1, 2)),
         *((Checkpoints, "save", call) for call in (1, 2, 3)),
         *((Checkpoints, "mark_best", call) for call in (1, 2)),
         *((os, "fsync", call) for call in (1, 4, 7, 10, 13)),
         *((os, "rename", call) for call in (1, 2)),
         (train, "tokenize", 1),
-        (train, "write_report", 1),
+        (Trainer, "finish", 1),
     ],
     ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", str(value)),
 )
@@ -112,7 +112,7 @@ def test_a_crash_anywhere_changes_nothing(run, uninterrupted, tmp_path, owner, n
 def test_a_damaged_last_checkpoint_costs_time_but_no_bit(run, uninterrupted, tmp_path, capsys):
     folder = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
-        crash_at(patch, train, "update", 6, False)
+        crash_at(patch, Trainer, "update", 6, False)
         run(folder)
     os.truncate(folder / "checkpoints/step-00000004/model.safetensors", 100)
     assert run(folder, "--resume") == 0
@@ -122,11 +122,7 @@ def test_a_damaged_last_checkpoint_costs_time_but_no_bit(run, uninterrupted, tmp
 
 @pytest.mark.parametrize("flags", [["--train.eval_interval=0", "--train.sample_interval=1"], ["--train.threads=1"]])
 def test_how_a_run_is_watched_changes_no_bit_of_it(run, uninterrupted, tmp_path, flags):
-    threads = ag.num_threads()
-    try:
-        assert run(tmp_path / "run", *flags) == 0
-    finally:
-        ag.set_num_threads(threads)
+    assert run(tmp_path / "run", *flags) == 0
     (logs, (model, optimizer, _), _), (expected_logs, (expected_model, expected_optimizer, _), _) = (
         record(tmp_path / "run"), uninterrupted,
     )  # fmt: skip

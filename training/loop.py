@@ -18,7 +18,7 @@ from model import GPT
 from nn import schedule
 from nn.optim import AdamW, clip_scale, grad_norm
 from tokenizer import Tokenizer
-from training.errors import DivergenceError, SettingsError
+from training.errors import DivergenceError, SettingsError, checked
 from training.settings import OptimSettings, TrainSettings
 from training.signals import StopRequest
 
@@ -66,6 +66,18 @@ def matmul_precision(precision: str) -> Iterator[None]:
         raise SettingsError(f"--train.precision {precision} is not available in this version; use float32")
     with setter(precision) if setter else contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Kernels run on `n` threads (0: all) while inside. Raises SettingsError for more than there can be."""
+    before = ag.num_threads()
+    with checked():
+        ag.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        ag.set_num_threads(before)
 
 
 def learning_rate(step: int, settings: OptimSettings, steps: int) -> float:

@@ -54,7 +54,7 @@ def loss_picture(entries: list[dict[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def _smoothed(values: tuple[float, ...], share: float = 0.02) -> list[float]:
+def _smoothed(values: tuple[float, ...], share: float = 0.01) -> list[float]:
     """An exponential average over about `share` of the run, freed of its bias towards the start."""
     keep = 1 - 1 / max(1.0, share * len(values))
     average = weight = 0.0

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from autograd.kernels import jit
+from training.settings import Settings
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -22,16 +23,18 @@ SECONDS_BETWEEN_LINES = 5.0
 class Screen:
     """The display of a run; a context manager, in which kernels that are compiled are counted on the screen."""
 
-    def __init__(self, steps: int, tokens_per_step: int) -> None:
-        self.steps = steps
-        self.tokens_per_step = tokens_per_step
+    def __init__(self, settings: Settings) -> None:
+        self.steps = settings.train.steps
+        self.tokens_per_step = (
+            settings.train.batch_size * settings.train.accumulation * settings.model.block_size
+        )
         self.live = sys.stdout.isatty()
         self._console = Console(highlight=False, markup=False)
         self._progress = Progress(
             BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}", markup=False),
             console=self._console, transient=True, disable=not self.live,
         )  # fmt: skip
-        self._task = self._progress.add_task("", total=steps, start=True)
+        self._task = self._progress.add_task("", total=self.steps, start=True)
         self._compilations = jit.compilations(self._compiled)
         self._last_line_at = self._last_compile_line_at = -SECONDS_BETWEEN_LINES
         self._began: tuple[int, float] | None = None  # step and time at the end of the first update
