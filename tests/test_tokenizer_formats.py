@@ -3,6 +3,7 @@
 import base64
 import copy
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -161,7 +162,9 @@ def test_merges_in_any_order_are_read_as_tokenizers_reads_them(data):
     content["model"]["merges"] = data.draw(st.permutations(pairs))
     content["model"]["ignore_merges"] = data.draw(st.booleans())
     ours, theirs = Tokenizer.from_huggingface(content), tokenizers.Tokenizer.from_str(json.dumps(content))
-    for text in data.draw(st.lists(st.text("abc", max_size=60), min_size=1, max_size=5)):
+    texts = [*data.draw(st.lists(st.text("abc", max_size=60), min_size=1, max_size=5)),
+             "".join(random.Random(data.draw(st.integers(0, 99))).choices("abc", k=4000))]
+    for text in texts:
         assert ours.encode(text).tolist() == theirs.encode(text).ids
     try:
         arguments = ours.to_tiktoken()
@@ -169,7 +172,7 @@ def test_merges_in_any_order_are_read_as_tokenizers_reads_them(data):
         return
     tiktoken = pytest.importorskip("tiktoken", reason="tiktoken is in the bench extra")
     encoding = tiktoken.Encoding(**arguments)
-    for text in data.draw(st.lists(st.text("abc", max_size=60), min_size=1, max_size=5)):
+    for text in texts:
         assert encoding.encode_ordinary(text) == ours.encode(text).tolist()
 
 

@@ -23,6 +23,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -208,12 +209,12 @@ class Tokenizer:
         bytes that are not UTF-8 encode and decode without loss. In a str, lone surrogates become U+FFFD.
         """
         data = to_bytes(text)
-        names = set(self._special_tokens)
         for argument in (allowed_special, disallowed_special):
             if isinstance(argument, str) and argument != "all":
                 raise ValueError(f'expected "all" or a set of special tokens, got {argument!r}: pass {{{argument!r}}}')
-        allowed = names if allowed_special == "all" else names & set(allowed_special)
-        disallowed = names - allowed if disallowed_special == "all" else set(disallowed_special) - allowed
+        names = frozenset(self._special_tokens)
+        allowed = names if allowed_special == "all" else names & frozenset(allowed_special)
+        disallowed = (names if disallowed_special == "all" else frozenset(disallowed_special)) - allowed
         if disallowed and (found := special_expression(disallowed).search(data)):
             raise ValueError(_special_message(found.group().decode(), found.start()))
         if not allowed:
@@ -237,11 +238,17 @@ class Tokenizer:
         """`encode` of each text, in order, on `threads` threads (None: one for each processor)."""
         texts = list(texts)
         threads = min(threads or os.cpu_count() or 1, len(texts))
-        special = {"allowed_special": allowed_special, "disallowed_special": disallowed_special}
+
+        def encode_some(some: Sequence[Text]) -> list[np.ndarray]:
+            special = {"allowed_special": allowed_special, "disallowed_special": disallowed_special}
+            return [self.encode(text, **special) for text in some]
+
         if threads <= 1:
-            return [self.encode(text, **special) for text in texts]
+            return encode_some(texts)
+        share = -(-len(texts) // (8 * threads))  # eight turns a thread, so that long texts even out
+        shares = [texts[i:i + share] for i in range(0, len(texts), share)]
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(lambda text: self.encode(text, **special), texts))
+            return list(chain.from_iterable(pool.map(encode_some, shares)))
 
     def _encode_ordinary(self, data: builtins.bytes) -> np.ndarray:
         if not len(self.merges) and not self.whole_pieces:

@@ -6,7 +6,9 @@ What happens to a piece, cheapest first:
    number, up to 8 ids. Text is Zipfian, so nine pieces in ten end here, after about ten nanoseconds.
 2. Short pieces are merged as the definition says, in arrays: find the best pair, join it, look up its two new
    neighbours. Quadratic in the length, which is at most `SHORT`.
-3. Long pieces are merged through a heap of pairs over a linked list: n log n, whatever the text.
+3. Longer pieces are merged through a heap of pairs over a linked list: n log n.
+4. What is longer than `WINDOW` is encoded window by window, and the seams between windows are mended where they do not
+   hold: linear, in memory of a fixed size that stays in the cache.
 
 Pairs live in an open-addressing hash table: (left, right) → (priority, new id) in one int64 each.
 
@@ -21,6 +23,7 @@ import numpy as np
 from .jit import inline, kernel
 
 SHORT = 40
+WINDOW = 1024
 CACHE_BITS = 15  # 2^15 sets of two lines of 64 bytes: 4 MB, touched as needed
 NO_ID = 0xFFFFFFFF
 NO_PAIR = np.iinfo(np.int64).max
@@ -170,7 +173,7 @@ def merge_long(ids, n, values, following, previous, heap, pair_keys, pair_values
     return count
 
 
-@inline
+@kernel
 def merge_piece(data, start, end, byte_ids, pair_keys, pair_values, work, heap):
     """Encode data[start:end]; ids end up in work[0]. Returns how many."""
     ids, values = work[0], work[1]
@@ -179,6 +182,81 @@ def merge_piece(data, start, end, byte_ids, pair_keys, pair_values, work, heap):
     if end - start <= SHORT:
         return merge_short(ids, end - start, values, pair_keys, pair_values)
     return merge_long(ids, end - start, values, work[2], work[3], heap, pair_keys, pair_values)
+
+
+# ---- one very long piece ----
+
+
+@inline
+def bytes_of(tokens, begin, end, offsets):
+    """How many bytes tokens[begin:end] stand for."""
+    total = np.int64(0)
+    for i in range(begin, end):
+        total += offsets[np.int64(tokens[i]) + 1] - offsets[np.int64(tokens[i])]
+    return total
+
+
+@inline
+def seam_holds(data, seam, left, right, byte_ids, pair_keys, pair_values, offsets, work, heap):
+    """Whether neighbours `left` and `right`, which meet at byte `seam`, stay as they are when encoded by themselves."""
+    start = seam - (offsets[left + 1] - offsets[left])
+    end = seam + (offsets[right + 1] - offsets[right])
+    return (
+        end - start <= work.shape[1]
+        and merge_piece(data, start, end, byte_ids, pair_keys, pair_values, work, heap) == 2
+        and work[0, 0] == left
+    )
+
+
+@kernel
+def merge_windows(data, start, end, byte_ids, pair_keys, pair_values, offsets, work, heap, out, n_out):
+    """Encode data[start:end] to out[n_out:], window by window. Returns (n_out, 0), or (n_out, room needed).
+
+    The ids of two texts x and y, one after the other, are the ids of xy whenever the last token of x and the first
+    of y stay apart when just their bytes are encoded. (Look at the first merge across the seam, of a and b. Until
+    then both sides are merged as they would be alone, so a ends in the last token of x and b begins the
+    first of y, and the same merge would have happened between these two.) Where a seam does not hold, 1, 2, 4, … tokens
+    on either side are encoded anew until the seams at both ends do.
+    """
+    first = n_out
+    position = start  # out[first:n_out] are the ids of data[start:position]
+    while position < end:
+        stop = min(position + WINDOW, end)
+        count = merge_piece(data, position, stop, byte_ids, pair_keys, pair_values, work, heap)
+        seam = n_out
+        for i in range(count):
+            out[n_out + i] = work[0, i]
+        n_out += count
+        reach = 1
+        holds = seam == first or seam_holds(data, position, np.int64(out[seam - 1]), np.int64(out[seam]),
+                                            byte_ids, pair_keys, pair_values, offsets, work, heap)  # fmt: skip
+        while not holds:
+            a, b = max(seam - reach, first), min(seam + reach, n_out)
+            begin = position - bytes_of(out, a, seam, offsets)
+            close = position + bytes_of(out, seam, b, offsets)
+            if close - begin > work.shape[1]:
+                return first, close - begin
+            count = merge_piece(data, begin, close, byte_ids, pair_keys, pair_values, work, heap)
+            for i in range(count):
+                work[4, i] = work[0, i]
+            holds = (a == first or seam_holds(data, begin, np.int64(out[a - 1]), work[4, 0],
+                                              byte_ids, pair_keys, pair_values, offsets, work, heap)) and (
+                     b == n_out or seam_holds(data, close, work[4, count - 1], np.int64(out[b]),
+                                              byte_ids, pair_keys, pair_values, offsets, work, heap))  # fmt: skip
+            reach *= 2
+            if holds:  # out[a:b] gives way to work[4, :count]
+                shift = count - (b - a)
+                if shift <= 0:
+                    for i in range(b, n_out):
+                        out[i + shift] = out[i]
+                else:
+                    for i in range(n_out - 1, b - 1, -1):
+                        out[i + shift] = out[i]
+                for i in range(count):
+                    out[a + i] = work[4, i]
+                n_out += shift
+        position = stop
+    return n_out, 0
 
 
 # ---- keys: up to 31 bytes and their number in four words ----
@@ -243,8 +321,8 @@ def encode_pieces(
 ):  # fmt: skip
     """Encode the pieces that end at ends[first:], the first of which begins at byte `start`, to out[n_out:].
 
-    Returns (pieces done, n_out, room): room is 0 when all are done, else the length of the piece for which
-    `work` (4, L) and `heap` (2L,) are too short.
+    Returns (pieces done, n_out, room): room is 0 when all are done, else `work` (5, L) and `heap` (2L,) are too
+    small for the next piece, and L must be at least `room`.
     """
     mask = np.uint64((1 << CACHE_BITS) - 1)
     for piece in range(first, ends.size):
@@ -273,14 +351,20 @@ def encode_pieces(
                     n_out += 1
                 start = end
                 continue
-        if n > work.shape[1]:
-            return piece, n_out, n
         count = 0
         if whole_slots.size:
             token = whole_piece(data, start, end, whole_slots, blob, offsets)
             if token >= 0:
                 work[0, 0] = token
                 count = 1
+        if count == 0 and n > WINDOW:
+            n_out, room = merge_windows(
+                data, start, end, byte_ids, pair_keys, pair_values, offsets, work, heap, out, n_out
+            )
+            if room:
+                return piece, n_out, room
+            start = end
+            continue
         if count == 0:
             count = merge_piece(data, start, end, byte_ids, pair_keys, pair_values, work, heap)
         for i in range(count):
@@ -301,13 +385,13 @@ def encode_pieces(
 class Workspace:
     """What one thread writes to while it encodes: the cache of pieces, and scratch for the piece at hand."""
 
-    def __init__(self, length: int = 256) -> None:
+    def __init__(self, length: int = 2 * WINDOW) -> None:
         self.cache = np.zeros((2 << CACHE_BITS, 8), dtype=np.uint64)  # length 0 matches no piece
         self.make_room(length)
 
     def make_room(self, length: int) -> None:
-        """Scratch for pieces up to `length` bytes."""
-        self.work = np.empty((4, length), dtype=np.int64)
+        """Scratch for stretches up to `length` bytes."""
+        self.work = np.empty((5, length), dtype=np.int64)
         self.heap = np.empty(2 * length, dtype=np.int64)
 
 

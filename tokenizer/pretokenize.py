@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -144,17 +145,19 @@ def blocks(texts: Texts, pattern: str | None, special_tokens: Collection[str] = 
     A text is a str, bytes, or a path. Files are read in blocks of a few megabytes, and the pieces are those of the
     whole file. (With a pattern of your own, of which nothing is known, a file is read whole.)
     """
-    ordinary = special_expression(special_tokens).split if special_tokens else lambda data: [data]
+    names = frozenset(special_tokens)
+    ordinary = special_expression(names).split if names else lambda data: [data]
     for text in [texts] if isinstance(texts, (str, bytes, os.PathLike)) else texts:
         if isinstance(text, os.PathLike):
-            stretches = _file_blocks(Path(text), special_tokens) if pattern in SCANNERS else [Path(text).read_bytes()]
+            path = Path(text)
+            stretches: Iterable[bytes] = _file_blocks(path, names) if pattern in SCANNERS else [path.read_bytes()]
         else:
             stretches = [to_bytes(text)]
         for stretch in stretches:
             yield from filter(None, ordinary(stretch))
 
 
-def _file_blocks(path: Path, special_tokens: Collection[str]) -> Iterator[bytes]:
+def _file_blocks(path: Path, special_tokens: frozenset[str]) -> Iterator[bytes]:
     parts: list[bytes] = []
     with path.open("rb") as file:
         while part := file.read(BLOCK_BYTES):
@@ -166,7 +169,7 @@ def _file_blocks(path: Path, special_tokens: Collection[str]) -> Iterator[bytes]
     yield b"".join(parts)
 
 
-def _last_cut(data: bytes, special_tokens: Collection[str]) -> int:
+def _last_cut(data: bytes, special_tokens: frozenset[str]) -> int:
     """The last place where `data` can be cut though more text may follow, 0 if there is none near the end."""
     margin = max([8, *(len(name.encode()) for name in special_tokens)])
     begin, last = max(margin, len(data) - (1 << 16)), len(data) - margin
@@ -185,7 +188,8 @@ def _last_cut(data: bytes, special_tokens: Collection[str]) -> int:
     return 0
 
 
-def special_expression(names: Collection[str]) -> re.Pattern[bytes]:
+@lru_cache(maxsize=256)
+def special_expression(names: frozenset[str]) -> re.Pattern[bytes]:
     """Matches any of the special tokens, the longest where several begin at the same place."""
     return re.compile(b"|".join(re.escape(name.encode()) for name in sorted(names, key=len, reverse=True)))
 
