@@ -1,10 +1,25 @@
-"""Settings for all tests: what is printed, how hard Hypothesis tries."""
+"""Settings for all tests: how hard Hypothesis tries, and which tests compare with other libraries."""
 
+import functools
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # No deadline per example: the first call of a kernel compiles it.
 settings.register_profile("default", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@functools.cache
+def _compares_with_a_peer(path: Path) -> bool:
+    return "importorskip" in path.read_text()
+
+
+def pytest_collection_modifyitems(items):
+    """`pytest -m oracle` runs the files in which something is compared with another library, where that is installed."""
+    for item in items:
+        if _compares_with_a_peer(item.path):
+            item.add_marker(pytest.mark.oracle)
