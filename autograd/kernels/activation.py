@@ -6,8 +6,9 @@
     silu     x·σ(x)                                    dx = dout · (σ(x) + x·σ′(x))
     swiglu   silu(gate)·up                             dgate = dout·up·silu′(gate),  dup = dout·silu(gate)
 
-Φ and φ are the standard normal distribution and density, σ the logistic function, σ′ = σ·(1 − σ); (1 + tanh u)/2 = σ(2u) turns the tanh of
-GPT-2's GELU into one exponential. GELU: Hendrycks, Gimpel, arXiv:1606.08415. SwiGLU: Shazeer, arXiv:2002.05202.
+Φ and φ are the standard normal distribution and density, σ the logistic function, σ′ = σ·(1 − σ); (1 + tanh u)/2 =
+σ(2u) turns the tanh of GPT-2's GELU into one exponential. GELU: Hendrycks, Gimpel, arXiv:1606.08415. SwiGLU:
+Shazeer, arXiv:2002.05202.
 
 Each is one pass over memory: 2 accesses an element forward, 3 backward (SwiGLU 3 and 5), about 25 FLOPs.
 

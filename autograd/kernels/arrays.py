@@ -1,8 +1,8 @@
 """How arrays reach kernels: in one form, so that each kernel is compiled once per dtype.
 
 Numba compiles anew for each layout, number of axes and even for read-only arrays. Wrappers therefore hand over
-C-contiguous arrays of one or two axes that Numba takes for writable. Kernels never write into their operands, so
-an alias of read-only memory that claims otherwise does no harm.
+C-contiguous arrays of one or two axes that Numba takes for writable. Kernels never write into their operands, so an
+alias of read-only memory that claims otherwise does no harm.
 
 Kernels walk over *rows* (the last axis) or over a flat array, in chunks of about `GRAIN` elements. A chunk is what
 one thread does at a time; its size depends on shapes only, and so does every rounding.

@@ -6,20 +6,22 @@
     backward:   δ_i   = dout_i·out_i                 ds_ij = p_ij·(dout_i·v_j − δ_i)
                 dq_i  = scale · Σ_j ds_ij·k_j        dk_j  = scale · Σ_i ds_ij·q_i    dv_j = Σ_i p_ij·dout_i
 
-The scores are made block by block, `QUERIES` × `KEYS`, and used while they are in the first-level cache. Forward keeps for each
-query the largest score m so far, the sum l of exp(s − m), and Σ exp(s − m)·v; a larger m scales both sums down (the
-online softmax of Milakov and Gimelshein, arXiv:1805.02867, blocked as in FlashAttention, arXiv:2205.14135 and
-2307.08691). Only lse = m + log l is saved; backward makes p again from it. With dropout, p̃ = p·keep/(1 − dropout_p) takes
-the place of p in out and dv, and dout_i·v_j is dropped and scaled likewise.
+The scores are made block by block, `QUERIES` × `KEYS`, and used while they are in the first-level cache. Forward
+keeps for each query the largest score m so far, the sum l of exp(s − m), and Σ exp(s − m)·v; a larger m scales both
+sums down (the online softmax of Milakov and Gimelshein, arXiv:1805.02867, blocked as in FlashAttention,
+arXiv:2205.14135 and 2307.08691). Only lse = m + log l is saved; backward makes p again from it. With dropout, p̃ =
+p·keep/(1 − dropout_p) takes the place of p in out and dv, and dout_i·v_j is dropped and scaled likewise.
 
-All products go through three register tiles, C (+)= A·B with C of `ROWS` × 2 vectors. Operands are first copied into zero-padded
-panels, so the tiles know no edges: a query row is read with one number in every lane, keys and values with neighbouring
-numbers in neighbouring lanes (for q·k that takes kᵀ). What lies beyond the causal diagonal is skipped tile by tile.
+All products go through two register tiles, C (+)= A·B and C (+)= Aᵀ·B with C of `ROWS` × 2 vectors. Operands are
+first copied into zero-padded panels, so the tiles know no edges: a query row is read with one number in every lane,
+keys and values with neighbouring numbers in neighbouring lanes (for q·k that takes kᵀ). What lies beyond the causal
+diagonal is skipped tile by tile.
 
-Work: 4·Tq·Tk·D FLOPs a head forward, 10 backward, half of that if causal; bytes: the operands once and the results. One task is one
-(batch, key/value head) in which all its query heads add up in order, so results do not depend on threads.
+Work: 4·Tq·Tk·D FLOPs a head forward, 10 backward, half of that if causal; bytes: the operands once and the results.
+One task is one (batch, key/value head) in which all its query heads add up in order, so results do not depend on
+threads.
 
-Left out: masks other than causal (an additive bias would go where `visible` is applied), head sizes that differ
+Left out: masks other than causal (an additive bias would go where scores are hidden), head sizes that differ
 between keys and values.
 """
 
@@ -283,7 +285,8 @@ def _up(n, unit):
 @kernel
 def _at(array, batch, head, row):
     """Where one row of a (B, H, T, D) array begins."""
-    return shift(pointer(array), (batch * array.strides[0] + head * array.strides[1] + row * array.strides[2]) // array.itemsize)
+    byte = batch * array.strides[0] + head * array.strides[1] + row * array.strides[2]
+    return shift(pointer(array), byte // array.itemsize)
 
 
 @kernel
@@ -475,7 +478,8 @@ def _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, scale, offset, dropout,
                                               shift(log_sums, i), shift(deltas, i))
                     _drop(p, rows, seen, keys, position, Tk, dropout)
                     keys = _up(keys, ROWS)
-                    later = head > kv * (H // K) or (first > 0 and first - 1 + offset > j)  # these keys were seen before
+                    # Have these keys been seen before, so that their gradients have begun?
+                    later = head > kv * (H // K) or (first > 0 and first - 1 + offset > j)
                     _weighted_transposed(p, padded_rows, keys, seen, douts, width, shift(dvalues, j * width), later)
                     _weighted_transposed(ds, padded_rows, keys, seen, queries, width, shift(dkeys, j * width), later)
                     _weighted(ds, padded_rows, keys, seen, shift(keys_packed, j * width), width, dqueries, j > 0)
@@ -486,7 +490,7 @@ def _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, scale, offset, dropout,
 
 @kernel
 def _few_queries(q, k, v, out, lse, scale, offset, dropout, counter, memory):
-    """Attention without blocks, for a query or two (text is being generated): keys and values are read where they lie."""
+    """Forward without blocks, for a query or two (text is being generated): keys and values are read where they lie."""
     B, H, Tq, D = q.shape
     _, K, Tk, _ = k.shape
     width = _up(D, lanes(pointer(q)))
@@ -534,7 +538,10 @@ def _compiled(function: Callable, reads: int, writes: int, dtype: np.dtype) -> C
     number, word = numba.from_dtype(dtype), types.uint32
     read, write = types.Array(number, 4, "A", readonly=True), types.Array(number, 4, "A")
     lse = types.Array(number, 3, "C", readonly=True)
-    arrays = [*[read] * reads, lse, *[write] * writes] if writes > 1 else [*[read] * reads, write, lse.copy(readonly=False)]
+    if function is backward:
+        arrays = [*[read] * reads, lse, *[write] * writes]
+    else:
+        arrays = [*[read] * reads, write, lse.copy(readonly=False)]
     signature = types.void(*arrays, number, types.intp, types.Tuple([word, word, word, number]),
                            types.Array(types.int64, 1, "C"), types.Array(number, 2, "C"))
     return kernel(signature=signature, parallel=True)(function)
@@ -552,8 +559,8 @@ def _target(x: np.ndarray | None, like: np.ndarray, name: str) -> np.ndarray:
     if x is None:
         return np.empty(like.shape, like.dtype)
     if x.shape != like.shape or x.dtype != like.dtype or not x.flags.writeable or _readable(x) is not x:
-        raise ValueError(f"expected {name} to be writable, {like.dtype} {like.shape}, with unit stride on the last axis, "
-                         f"got {x.dtype} {x.shape} with strides {x.strides} bytes")
+        raise ValueError(f"expected {name} to be writable, {like.dtype} {like.shape}, with unit stride on the last "
+                         f"axis, got {x.dtype} {x.shape} with strides {x.strides} bytes")
     return x
 
 
@@ -591,8 +598,8 @@ def attention(
     """softmax(scale · q kᵀ) v with q (B, H, Tq, D) and k, v (B, K, Tk, D) → (out (B, H, Tq, D), lse (B, H, Tq)).
 
     Query head h attends to key head h // (H // K). With `causal` the queries are the last Tq of Tk positions: query i
-    sees keys 0 … i + Tk − Tq. The weight at (b, h, i, j) is dropped where `uniform((B, H, Tq, Tk), seed) < dropout_p`, and
-    the others divided by 1 − dropout_p.
+    sees keys 0 … i + Tk − Tq. The weight at (b, h, i, j) is dropped where `uniform((B, H, Tq, Tk), seed)` is below
+    dropout_p, and the others are divided by 1 − dropout_p.
 
     Any strides do for the operands, though only those with unit stride on the last axis spare a copy; `out`, where
     given, must have it. Raises ValueError for shapes that do not fit.

@@ -5,19 +5,19 @@
 
 `cross_entropy` keeps no probabilities: the log-sum-exp of each row is enough to make them again.
 
-`linear_cross_entropy` is the mean loss of logits = x @ weightᵀ and never holds more than a chunk of rows of them, nor computes them
-twice: while a chunk is in cache, its part of the gradients for dout = 1 is taken too. With e_n = exp(logits[n] − m_n),
-s_n = Σe_n and the row factor f_n = 1 / (s_n·count),
+`linear_cross_entropy` is the mean loss of logits = x @ weightᵀ and never holds more than a chunk of rows of them,
+nor computes them twice: while a chunk is in cache, its part of the gradients for dout = 1 is taken too. With e_n =
+exp(logits[n] − m_n), s_n = Σe_n and the row factor f_n = 1 / (s_n·count),
 
     dlogits[n] = f_n · (e_n − s_n·onehot(t_n))
     dx[n]      = f_n · (e_n − s_n·onehot(t_n)) @ weight
     dweight    = Σ_n (e_n − s_n·onehot(t_n))ᵀ · (f_n · x[n])
 
-so the factor is applied to rows of width C, never to rows of width V. With N rows that is 6·N·V·C FLOPs in the three
-products, two passes over each chunk of logits beside them, and chunk·V numbers of memory in place of N·V.
+so the factor is applied to rows of width C, never to rows of width V. With N rows that is 6·N·V·C FLOPs in the
+three products, two passes over each chunk of logits beside them, and chunk·V numbers of memory in place of N·V.
 
-Rows whose target is `ignore_index` have loss 0 and gradient 0 and do not count in the mean; a mean over no rows is NaN, as in
-PyTorch, with gradients 0. Left out: class weights, label smoothing, soft targets.
+Rows whose target is `ignore_index` have loss 0 and gradient 0 and do not count in the mean; a mean over no rows is
+NaN, as in PyTorch, with gradients 0. Left out: class weights, label smoothing, soft targets.
 """
 
 from __future__ import annotations

@@ -6,19 +6,19 @@ float32 or float64 scalar and stays in that type: the constants of both are tabl
 
 The pieces:
 
-- **Range reduction.** x = n·ln 2 + r with |r| ≤ ln 2 / 2 and n an integer, so exp(x) = 2ⁿ·exp(r). Adding
-  1.5·2²³ (1.5·2⁵² in float64) rounds to an integer that then stands in the low bits of the sum; ln 2 is
-  subtracted in two parts, so that no digit of r is lost (W. J. Cody and W. Waite, *Software Manual for the Elementary
-  Functions*, 1980).
-- **Polynomials** are minimax fits (Remez). exp(r) − 1 = r + r²·q(r) keeps full relative precision around zero,
-  from which tanh(t) = −e/(e + 2) with e = exp(−2t) − 1.
+- **Range reduction.** x = n·ln 2 + r with |r| ≤ ln 2 / 2 and n an integer, so exp(x) = 2ⁿ·exp(r). Adding 1.5·2²³
+  (1.5·2⁵² in float64) rounds to an integer that then stands in the low bits of the sum; ln 2 is subtracted in two
+  parts, so that no digit of r is lost (W. J. Cody and W. Waite, *Software Manual for the Elementary Functions*,
+  1980).
+- **Polynomials** are minimax fits (Remez). exp(r) − 1 = r + r²·q(r) keeps full relative precision around zero, from
+  which tanh(t) = −e/(e + 2) with e = exp(−2t) − 1.
 - **Both sides of a condition are computed first** and one is selected: LLVM turns only that into vector code.
 - **erf** is x·p(x²) for |x| < 1. Beyond, erfc(x) = exp(−x²)·u·s(u) with u = 1/(1 + x/3), which has one smooth s for
   the whole half line; the normal distribution Φ needs only this branch and keeps its small tail.
 
 Accuracy against the exact value, tested over the whole range: exp 2 ulp, sigmoid 4 ulp, tanh and erf 4 ulp; the
-normal distribution is right to 2 ulp of 1. Results of exp below the smallest normal number are 0; infinities and NaN
-behave as in the C library. Left out: sin and cos (NumPy's own are vectorised, and no kernel needs them).
+normal distribution is right to 2 ulp of 1. Results of exp below the smallest normal number are 0; infinities and
+NaN behave as in the C library. Left out: sin and cos (NumPy's own are vectorised, and no kernel needs them).
 
 `reassoc` must be off in this file: it would merge the two parts of ln 2 and cancel the rounding.
 """

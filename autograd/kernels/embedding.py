@@ -3,9 +3,9 @@
     out[n]      = weight[idx[n]]
     dweight[v]  = Σ_{n: idx[n] = v} dout[n]
 
-The backward pass sorts the positions by row (a counting sort, which keeps their order), then each row of the table adds up
-its own list: rows can go to any thread, no two threads write one row, and each sum has one order. N·C additions;
-N·C reads and V·C writes, since the gradient is dense.
+The backward pass sorts the positions by row (a counting sort, which keeps their order), then each row of the table
+adds up its own list: rows can go to any thread, no two threads write one row, and each sum has one order. N·C
+additions; N·C reads and V·C writes, since the gradient is dense.
 
 Left out: sparse gradients, renormalisation, padding rows.
 """
@@ -68,7 +68,8 @@ def _checked(idx: np.ndarray, num_rows: int) -> np.ndarray:
     idx = flat(np.asarray(idx, np.int64))
     if idx.size and not (idx.min() >= 0 and idx.max() < num_rows):
         wrong = idx[(idx < 0) | (idx >= num_rows)][0]
-        raise IndexError(f"index {wrong} is out of range for a table of {num_rows} rows: expected 0 ≤ index < {num_rows}")
+        raise IndexError(f"index {wrong} is out of range for a table of {num_rows} rows: "
+                         f"expected 0 ≤ index < {num_rows}")
     return idx
 
 

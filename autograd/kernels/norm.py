@@ -10,8 +10,8 @@
     backward      dx = rstd · (g − x̂ · Σ(g·x̂)/C)              dweight = Σ_rows dout·x̂
 
 Layer norm: Ba, Kiros, Hinton, arXiv:1607.06450. RMS norm: Zhang, Sennrich, arXiv:1910.07467. The variance is taken
-from the differences to the mean, in a second pass over the row in cache. Forward: two memory accesses and about 8 FLOPs an
-element; backward: three and about 15. The sums over rows go to one partial sum per chunk of rows, at most
+from the differences to the mean, in a second pass over the row in cache. Forward: two memory accesses and about 8
+FLOPs an element; backward: three and about 15. The sums over rows go to one partial sum per chunk of rows, at most
 `PARTIALS` of them, which are then added in order.
 
 Left out: statistics over other axes; running averages.

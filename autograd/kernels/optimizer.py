@@ -6,7 +6,8 @@
     param  = param·(1 − lr·weight_decay) − (lr / c₁) · m / (√(v / c₂) + eps)          cₖ = 1 − betaₖ^step
 
 Loshchilov, Hutter, arXiv:1711.05101, with PyTorch's order of operations. Four reads, three writes and about 16
-FLOPs an element: bound by memory. `grad_scale` is where clipping (and averaging) enters, so that gradients are not written back.
+FLOPs an element: bound by memory. `grad_scale` is where clipping (and averaging) enters, so that gradients are not
+written back.
 
 Left out: AMSGrad, L2 regularisation in the gradient, sparse gradients.
 """
@@ -22,22 +23,23 @@ __all__ = ["adamw", "sum_of_squares"]
 
 
 @kernel
-def _adamw_span(param, grad, m, v, grad_scale, beta1, beta2, decay, step_size, inverse_c2, eps):
-    one = param.dtype.type(1)
+def _adamw_span(param, grad, m, v, scalars):
+    # 1 − beta comes rounded from float64: in float32, the difference would have lost five digits.
+    grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2, decay, step_size, inverse_c2, eps = scalars
     for i in range(param.size):
         g = grad[i] * grad_scale
-        m_i = beta1 * m[i] + (one - beta1) * g
-        v_i = beta2 * v[i] + (one - beta2) * g * g
+        m_i = beta1 * m[i] + one_minus_beta1 * g
+        v_i = beta2 * v[i] + one_minus_beta2 * (g * g)
         m[i] = m_i
         v[i] = v_i
         param[i] = param[i] * decay - step_size * m_i / (np.sqrt(v_i * inverse_c2) + eps)
 
 
 @kernel(parallel=True)
-def _adamw(param, grad, m, v, grad_scale, beta1, beta2, decay, step_size, inverse_c2, eps):
+def _adamw(param, grad, m, v, scalars):
     for chunk in prange((param.size + GRAIN - 1) // GRAIN):
         span = slice(chunk * GRAIN, min(param.size, (chunk + 1) * GRAIN))
-        _adamw_span(param[span], grad[span], m[span], v[span], grad_scale, beta1, beta2, decay, step_size, inverse_c2, eps)
+        _adamw_span(param[span], grad[span], m[span], v[span], scalars)
 
 
 @kernel
@@ -55,8 +57,9 @@ def _squares(x, partial):
 
 
 def adamw(
-    param: np.ndarray, grad: np.ndarray, m: np.ndarray, v: np.ndarray, *, lr: float, beta1: float, beta2: float, eps: float,
-    weight_decay: float, bias_correction1: float, bias_correction2: float, grad_scale: float = 1.0,
+    param: np.ndarray, grad: np.ndarray, m: np.ndarray, v: np.ndarray, *,
+    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
+    bias_correction1: float, bias_correction2: float, grad_scale: float = 1.0,
 ) -> None:
     """One step of AdamW on param, m and v, in place. All arrays have one shape and dtype.
 
@@ -65,11 +68,13 @@ def adamw(
     """
     for name, array in (("param", param), ("grad", grad), ("m", m), ("v", v)):
         if array.shape != param.shape or array.dtype != param.dtype:
-            raise ValueError(f"expected {name} to be {param.dtype} {param.shape} like param, got {array.dtype} {array.shape}")
+            raise ValueError(f"expected {name} to be {param.dtype} {param.shape} like param, "
+                             f"got {array.dtype} {array.shape}")
         if array is not grad and not (array.flags.c_contiguous and array.flags.writeable):
             raise ValueError(f"expected {name} to be C-contiguous and writable: it is updated in place")
-    scalars = (grad_scale, beta1, beta2, 1 - lr * weight_decay, lr / bias_correction1, 1 / bias_correction2, eps)
-    _adamw(param.reshape(-1), flat(grad), m.reshape(-1), v.reshape(-1), *map(param.dtype.type, scalars))
+    scalars = (grad_scale, beta1, 1 - beta1, beta2, 1 - beta2, 1 - lr * weight_decay, lr / bias_correction1,
+               1 / bias_correction2, eps)
+    _adamw(param.reshape(-1), flat(grad), m.reshape(-1), v.reshape(-1), tuple(map(param.dtype.type, scalars)))
 
 
 def sum_of_squares(array: np.ndarray) -> float:

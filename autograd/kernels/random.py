@@ -1,10 +1,11 @@
 """Random numbers that are a function of (seed, position), and dropout made of them.
 
-Number i of a seed is a hash of i under two 32-bit keys drawn from the seed: no state, no order, no stored mask. The backward pass of
-dropout calls the same function and meets the same decisions, any thread can start anywhere, and a restored
-run needs nothing but its seed. Such generators are called counter-based: Salmon et al., *Parallel Random Numbers: As
-Easy as 1, 2, 3* (2011). The hash multiplies and shifts 32-bit words, which vectorises; its constants are those of Wellons's
-"lowbias32" (hash-prospector) and of MurmurHash3. It is made for dropout, not for cryptography.
+Number i of a seed is a hash of i under two 32-bit keys drawn from the seed: no state, no order, no stored mask. The
+backward pass of dropout calls the same function and meets the same decisions, any thread can start anywhere, and a
+restored run needs nothing but its seed. Such generators are called counter-based: Salmon et al., *Parallel Random
+Numbers: As Easy as 1, 2, 3* (2011). The hash multiplies and shifts 32-bit words, which vectorises; its constants
+are those of Wellons's "lowbias32" (hash-prospector) and of MurmurHash3. It is made for dropout, not for
+cryptography.
 
     dropout     out_i = x_i / (1 − p) if u_i ≥ p else 0         dx = dropout(dout, p, seed)
 

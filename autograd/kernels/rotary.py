@@ -3,8 +3,8 @@
     out_j        = x_j·cos_j − x_{j+D/2}·sin_j
     out_{j+D/2}  = x_{j+D/2}·cos_j + x_j·sin_j             j < D/2
 
-in the "rotate half" arrangement of Hugging Face's Llama. Su et al., arXiv:2104.09864. A rotation is undone by the opposite angle,
-so the backward pass is the same kernel with −sin. 3 FLOPs and 2 memory accesses an element.
+in the "rotate half" arrangement of Hugging Face's Llama. Su et al., arXiv:2104.09864. A rotation is undone by the
+opposite angle, so the backward pass is the same kernel with −sin. 3 FLOPs and 2 memory accesses an element.
 
 Left out: making the table of angles (that is the model's), interleaved pairs, partial rotation of a head.
 """
@@ -43,12 +43,13 @@ def _rotary(x, cos, sin, heads, out):
 
 
 def rotary(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, heads: int | None = None) -> np.ndarray:
-    """Rotate the first `heads` heads (all by default) of x (B, T, H, D) by the angles of cos, sin (T, D/2); copy the rest.
+    """Rotate the first `heads` heads (default: all) of x (B, T, H, D) by the angles of cos, sin (T, D/2); copy the rest.
 
     The gradient of x is `rotary(dout, cos, -sin, heads)`. Raises ValueError where the shapes do not fit.
     """
     if x.ndim != 4 or x.shape[3] % 2 or not cos.shape == sin.shape == (x.shape[1], x.shape[3] // 2):
-        raise ValueError(f"expected x (B, T, H, D) with even D and cos, sin (T, D/2), got {x.shape}, {cos.shape}, {sin.shape}")
+        raise ValueError(f"expected x (B, T, H, D) with even D and cos, sin (T, D/2), "
+                         f"got {x.shape}, {cos.shape}, {sin.shape}")
     out = np.empty(x.shape, x.dtype)
     cos, sin = operand(np.asarray(cos, x.dtype)), operand(np.asarray(sin, x.dtype))
     _rotary(operand(x), cos, sin, x.shape[2] if heads is None else heads, out)

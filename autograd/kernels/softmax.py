@@ -7,8 +7,8 @@
     backward      dx_j  = dout_j − exp(out_j) · Σ_k dout_k
 
 Subtracting the maximum keeps exp from overflowing and changes nothing else. A row passes through the first-level
-cache three times (maximum, exponentials and their sum, division) but through memory only once: about 25 FLOPs and two
-memory accesses an element. As in PyTorch, a row that is all −inf, or holds +inf or NaN, becomes NaN.
+cache three times (maximum, exponentials and their sum, division) but through memory only once: about 25 FLOPs and
+two memory accesses an element. As in PyTorch, a row that is all −inf, or holds +inf or NaN, becomes NaN.
 
 Left out: other axes (move the axis to the end first); masks (add −inf first, or use `attention`).
 """

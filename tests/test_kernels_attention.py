@@ -1,0 +1,179 @@
+"""Attention against its definition in higher precision: shapes, strides, masks, dropout, threads, processors."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_checks import DTYPES, check, dtypes, precise, same_bits_for_any_threads, seeds
+
+from autograd.kernels.attention import attention, attention_backward
+from autograd.kernels.random import uniform
+
+
+def exact(dout, q, k, v, scale, causal, p, seed):
+    """(out, lse, dq, dk, dv) by the textbook: the whole matrix of weights, in higher precision."""
+    (B, H, Tq, _), (K, Tk) = q.shape, k.shape[1:3]
+    dout, q, k, v = precise(dout, q, k, v)
+    group = H // K
+    k_heads, v_heads = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
+    scores = q @ k_heads.swapaxes(2, 3) * scale
+    if causal:
+        scores = np.where(np.tri(Tq, Tk, Tk - Tq, dtype=bool), scores, -np.inf)
+    largest = scores.max(axis=-1, keepdims=True, initial=-np.inf)
+    lse = largest + np.log(np.exp(scores - largest).sum(axis=-1, keepdims=True))
+    weights = np.exp(scores - lse)
+    keep = (uniform((B, H, Tq, Tk), seed) >= p) / (1 - p)
+    out = (weights * keep) @ v_heads
+    dweights = dout @ v_heads.swapaxes(2, 3) * keep
+    dscores = weights * (dweights - (weights * dweights).sum(axis=-1, keepdims=True)) * scale
+    dk, dv = dscores.swapaxes(2, 3) @ q, (weights * keep).swapaxes(2, 3) @ dout
+    over_groups = lambda x: x.reshape(B, K, group, Tk, q.shape[3]).sum(axis=2)
+    return out, lse[..., 0], dscores @ k_heads, over_groups(dk), over_groups(dv)
+
+
+def compare(dout, q, k, v, scale, causal, p=0.0, seed=0, **targets):
+    options = {"scale": scale, "causal": causal, "dropout_p": p, "seed": seed}
+    out, lse = attention(q, k, v, **options, out=targets.pop("out", None))
+    gradients = attention_backward(dout, q, k, v, out, lse, **options, **targets)
+    expected = exact(dout, q, k, v, scale, causal, p, seed)
+    # the error of a score is that of a sum of D products, and moves the weight by as much, relatively
+    biggest = lambda x: float(abs(x).max(initial=0))
+    conditioning = 16 + q.shape[3] + scale * biggest(q) * biggest(k) * q.shape[3]
+    check(out, expected[0], conditioning, scale=biggest(v) / (1 - p))
+    check(lse, expected[1], conditioning)
+    size = biggest(dout) * biggest(v) / (1 - p) * q.shape[3] * scale
+    check(gradients[0], expected[2], 4 * conditioning, scale=size * biggest(k))
+    rows = q.shape[2] * (q.shape[1] // k.shape[1])
+    check(gradients[1], expected[3], 4 * conditioning, scale=size * biggest(q) * rows)
+    check(gradients[2], expected[4], 4 * conditioning, scale=biggest(dout) / (1 - p) * rows)
+    return out, *gradients
+
+
+@st.composite
+def problems(draw):
+    B, K, group = draw(st.sampled_from([0, 1, 2])), draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2, 3]))
+    Tq = draw(st.sampled_from([0, 1, 2, 3, 5, 8, 31, 63, 64, 65, 130]))
+    causal = draw(st.booleans())
+    Tk = max(1, Tq + draw(st.sampled_from([0, 0, 0, 1, 5, 64, 100] if causal else [-40, -1, 0, 3, 64])))
+    D = draw(st.sampled_from([1, 2, 5, 8, 16, 24, 32, 33, 64, 80]))
+    dtype, rng = draw(dtypes), np.random.default_rng(draw(seeds))
+    shapes = [(B, K * group, Tq, D), (B, K * group, Tq, D), (B, K, Tk, D), (B, K, Tk, D)]
+    arrays = []
+    for shape in shapes:
+        layout = draw(st.sampled_from(["C", "heads last", "every other", "read-only"]))
+        _batch, _heads, _steps, _width = shape
+        array = rng.standard_normal(shape).astype(dtype)
+        if layout == "heads last":
+            array = np.ascontiguousarray(array.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+        elif layout == "every other":
+            array = np.repeat(array, 2, axis=3)[..., ::2]
+        elif layout == "read-only":
+            array.flags.writeable = False
+        arrays.append(array)
+    return arrays, draw(st.sampled_from([0.1, 1.0])), causal
+
+
+@given(problems(), st.sampled_from([0.0, 0.0, 0.2, 0.9]), seeds)
+def test_like_the_textbook(problem, p, seed):
+    arrays, scale, causal = problem
+    compare(*arrays, scale, causal, p, seed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("H", "K"), [(4, 4), (4, 2), (3, 1)])
+def test_reads_and_writes_the_fused_projection(dtype, H, K):
+    B, T, D = 2, 70, 16
+    rng = np.random.default_rng(0)
+    qkv = rng.standard_normal((B, T, (H + 2 * K) * D)).astype(dtype)
+    dqkv = np.full_like(qkv, np.nan)
+    heads = lambda x, n: x.reshape(B, T, n, D).transpose(0, 2, 1, 3)
+    parts = lambda x: [heads(part, n) for part, n in
+                       zip(np.split(x, [H * D, (H + K) * D], axis=2), (H, K, K), strict=True)]
+    out = np.full((B, T, H * D), np.nan, dtype)
+    dout = heads(rng.standard_normal((B, T, H * D)).astype(dtype), H)
+    dq, dk, dv = parts(dqkv)
+    results = compare(dout, *parts(qkv), D**-0.5, True, out=heads(out, H), dq=dq, dk=dk, dv=dv)
+    assert all(np.shares_memory(a, b) for a, b in zip(results, (out, dqkv, dqkv, dqkv), strict=True))
+    assert np.isfinite(dqkv).all() and np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_scores(dtype):
+    rng = np.random.default_rng(0)
+    q, k, v, dout = (rng.standard_normal((1, 1, 150, 8)).astype(dtype) for _ in range(4))
+    compare(dout, 100 * q, 100 * k, v, 1.0, True)
+    rising = np.linspace(-1e4, 1e4, 150).astype(dtype)[:, None] * np.ones(8, dtype) / 8
+    out, lse = attention(np.ones_like(q), rising[None, None], v, scale=1.0, causal=False)
+    np.testing.assert_allclose(out, np.broadcast_to(v[:, :, -1:], v.shape), rtol=1e-5)
+    np.testing.assert_allclose(lse, 1e4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("Tq", [1, 100])
+def test_nan_and_infinity_reach_the_queries_that_see_them(dtype, Tq):
+    q, k, v = (np.random.default_rng(i).standard_normal((1, 1, 100, 8)).astype(dtype) for i in range(3))
+    for bad in (np.nan, np.inf):
+        k_bad = k.copy()
+        k_bad[0, 0, 99] = bad
+        out, lse = attention(abs(q[:, :, -Tq:]), k_bad, v, scale=1.0, causal=True)
+        assert np.isnan(out[0, 0, -1]).all() and np.isfinite(out[0, 0, :-1]).all() and np.isfinite(lse[0, 0, :-1]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_query_at_a_time_gives_what_all_give_at_once(dtype):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, heads, 90, 24)).astype(dtype) for heads in (4, 2, 2))
+    whole, _ = attention(q, k, v, scale=0.3, causal=True)
+    for t in (1, 2, 64, 90):
+        last, _ = attention(q[:, :, t - 1:t], k[:, :, :t], v[:, :, :t], scale=0.3, causal=True)
+        check(last, precise(whole[:, :, t - 1:t]), 64)
+
+
+def test_shapes_are_checked():
+    array = lambda *shape: np.zeros(shape, np.float32)
+    with pytest.raises(ValueError, match="H a multiple of K"):
+        attention(array(1, 3, 4, 8), array(1, 2, 4, 8), array(1, 2, 4, 8), scale=1, causal=False)
+    with pytest.raises(ValueError, match="expected q"):
+        attention(array(1, 2, 4, 8), array(1, 2, 4, 8), array(1, 2, 5, 8), scale=1, causal=False)
+    with pytest.raises(ValueError, match="as many keys as queries"):
+        attention(array(1, 2, 5, 8), array(1, 2, 4, 8), array(1, 2, 4, 8), scale=1, causal=True)
+    with pytest.raises(ValueError, match="at least one key"):
+        attention(array(1, 2, 5, 8), array(1, 2, 0, 8), array(1, 2, 0, 8), scale=1, causal=False)
+    with pytest.raises(ValueError, match="expected out to be"):
+        attention(*[array(1, 2, 5, 8)] * 3, scale=1, causal=True, out=array(1, 2, 8, 5).swapaxes(2, 3))
+
+
+def test_same_bits_for_any_threads():
+    rng = np.random.default_rng(0)
+    for dtype in DTYPES:
+        q, dout = (rng.standard_normal((3, 4, 100, 24)).astype(dtype) for _ in range(2))
+        k, v = (rng.standard_normal((3, 2, 100, 24)).astype(dtype) for _ in range(2))
+        options = {"scale": 0.2, "causal": True, "dropout_p": 0.1, "seed": 3}
+        out, lse = same_bits_for_any_threads(lambda *a: attention(*a, **options), q, k, v)  # noqa: B023
+        same_bits_for_any_threads(lambda *a: attention_backward(*a, **options), dout, q, k, v, out, lse)  # noqa: B023
+        same_bits_for_any_threads(lambda *a: attention(*a, scale=0.2, causal=True), q[:, :, -1:], k, v)
+
+
+SMALLER_PROCESSOR = """
+import numpy as np
+from kernel_checks import DTYPES
+from test_kernels_attention import compare
+rng = np.random.default_rng(0)
+for dtype in DTYPES[:1]:
+    for Tq, Tk, D in ((70, 70, 24), (1, 30, 32)):
+        q, k, v, dout = (rng.standard_normal((1, 2, T, D)).astype(dtype) for T in (Tq, Tk, Tk, Tq))
+        compare(dout, q, k, v, 0.3, True)
+"""
+
+
+def test_on_a_processor_with_avx2_only():
+    if sys.platform == "win32" or os.uname().machine not in ("x86_64", "amd64"):
+        pytest.skip("AVX2 belongs to x86-64 processors")
+    here = os.path.dirname(__file__)
+    environment = os.environ | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse4.2,+popcnt",
+                                "PYTHONPATH": os.pathsep.join([here, os.path.dirname(here)])}
+    subprocess.run([sys.executable, "-c", SMALLER_PROCESSOR], env=environment, check=True)

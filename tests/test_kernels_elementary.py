@@ -1,0 +1,111 @@
+"""The polynomials in kernels: every function against a library of higher precision, over all magnitudes."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_checks import DTYPES, PRECISE
+
+from autograd.kernels import elementary
+from autograd.kernels.jit import kernel
+
+erf = np.frompyfunc(lambda x: math.erf(x), 1, 1)
+erfc = np.frompyfunc(lambda x: math.erfc(x), 1, 1)
+
+# function: (definition in higher precision, bound in ulp of the result, bound in ulp of 1 instead)
+FUNCTIONS = {
+    "exp": (np.exp, 1.5, 0),
+    "log": (np.log, 2.5, 0),
+    "tanh": (np.tanh, 4, 0),
+    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), 4, 0),
+    "erf": (lambda x: erf(x.astype(np.float64)).astype(x.dtype), 4, 0),
+    "normal_cdf": (lambda x: (erfc(-x.astype(np.float64) / math.sqrt(2)) / 2).astype(x.dtype), 0, 2.5),
+    "normal_pdf": (lambda x: np.exp(-x * x / 2) / np.sqrt(2 * np.asarray(np.pi, x.dtype)), 0, 1),
+}
+
+
+def mapped(function):
+    @kernel
+    def apply(x, out):
+        for i in range(x.size):
+            out[i] = function(x[i])
+
+    return apply
+
+
+COMPILED = {name: mapped(getattr(elementary, name)) for name in FUNCTIONS}
+
+
+def apply(name, x):
+    out = np.empty_like(x)
+    COMPILED[name](x, out)
+    return out
+
+
+def check(name, x):
+    definition, relative, absolute = FUNCTIONS[name]
+    info = np.finfo(x.dtype)
+    with np.errstate(all="ignore"):
+        expected = definition(x.astype(PRECISE[x.dtype]))
+        rounded = expected.astype(x.dtype)
+    actual = apply(name, x)
+    normal = np.isfinite(rounded) & (abs(expected) >= info.tiny)
+    if name == "log":
+        normal &= x >= info.tiny
+    error = abs(actual[normal] - expected[normal])
+    # relative errors are counted in units of the last place of the exact result
+    limit = relative * np.spacing(abs(rounded[normal])) + absolute * info.eps
+    assert (error <= limit).all(), (name, x[normal][(error / limit).argmax()], (error / limit).max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_close_to_the_definition_everywhere(name, dtype):
+    rng = np.random.default_rng(0)
+    magnitudes = 10.0 ** rng.uniform(-30, 3, 5000)
+    x = np.concatenate([rng.uniform(-4, 4, 5000), rng.uniform(-100, 100, 5000), magnitudes, -magnitudes,
+                        1 + magnitudes[:1000] * 1e-3]).astype(dtype)
+    check(name, abs(x) if name == "log" else x)
+
+
+@given(x=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=40),
+       name=st.sampled_from(sorted(FUNCTIONS)), dtype=st.sampled_from(DTYPES))
+def test_close_to_the_definition_at_awkward_numbers(x, name, dtype):
+    x = np.array(x, dtype)
+    check(name, abs(x) if name == "log" else x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_infinities_and_nan_as_in_the_library(name, dtype):
+    x = np.array([np.inf, -np.inf, np.nan, 0, -0.0] * 7, dtype)  # vector code and what is left over
+    expected = {
+        "exp": (np.inf, 0, np.nan, 1, 1),
+        "log": (np.inf, np.nan, np.nan, -np.inf, -np.inf),
+        "tanh": (1, -1, np.nan, 0, 0),
+        "sigmoid": (1, 0, np.nan, 0.5, 0.5),
+        "erf": (1, -1, np.nan, 0, 0),
+        "normal_cdf": (1, 0, np.nan, 0.5, 0.5),
+        "normal_pdf": (0, 0, np.nan, 1 / math.sqrt(2 * math.pi), 1 / math.sqrt(2 * math.pi)),
+    }[name]
+    np.testing.assert_array_max_ulp(apply(name, x), np.array(expected * 7, dtype), maxulp=1, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_exp_never_returns_a_subnormal_number(dtype):
+    x = np.linspace(2 * np.log(np.finfo(dtype).tiny), np.log(np.finfo(dtype).tiny) + 1, 10000).astype(dtype)
+    y = apply("exp", x)
+    assert ((y == 0) | (y >= np.finfo(dtype).tiny)).all()
+    assert (y == 0).any() and (y > 0).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(x=st.lists(st.floats(width=32), max_size=40))
+def test_row_maximum(x, dtype):
+    x = np.array(x, dtype)
+    expected = x.max(initial=-np.inf)
+    actual = elementary.row_maximum(x)
+    if not np.isnan(x).any():
+        assert actual == expected

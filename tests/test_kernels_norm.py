@@ -1,0 +1,87 @@
+"""Layer norm and RMS norm against their definitions in higher precision."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_checks import DTYPES, check, layouts, matrices, numbers, precise, same_bits_for_any_threads, seeds
+
+from autograd.kernels.norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
+
+EPS = 1e-5
+
+
+def normalized(x, center):
+    shift = x.mean(axis=-1, keepdims=True) if center else 0
+    return (x - shift) / np.sqrt(np.mean((x - shift) ** 2, axis=-1, keepdims=True) + EPS)
+
+
+@st.composite
+def problems(draw):
+    x = draw(matrices(spreads=(1.0, 30.0)))
+    rng, C = np.random.default_rng(draw(seeds)), x.shape[1]
+    weight, bias = (rng.standard_normal(C).astype(x.dtype) for _ in range(2))
+    dout = draw(layouts(rng.standard_normal(x.shape).astype(x.dtype)))
+    return x, draw(st.sampled_from([weight, None])), draw(st.sampled_from([bias, None])), dout
+
+
+def exact_backward(dout, x, weight, center):
+    """The derivative of `normalized`, by the quotient rule and nothing else."""
+    d, x = precise(dout, x)
+    g = d if weight is None else d * precise(weight)
+    shift = x.mean(axis=-1, keepdims=True) if center else 0
+    rstd = 1 / np.sqrt(np.mean((x - shift) ** 2, axis=-1, keepdims=True) + EPS)
+    dx = g * rstd - (x - shift) * rstd**3 * np.mean(g * (x - shift), axis=-1, keepdims=True)
+    if center:
+        dx -= dx.mean(axis=-1, keepdims=True)
+    return dx, (d * normalized(x, center)).sum(axis=0), d.sum(axis=0), rstd
+
+
+@given(problems())
+def test_layer_norm(problem):
+    x, weight, bias, dout = problem
+    out, mean, rstd = layer_norm(x, weight, bias, EPS)
+    expected = normalized(precise(x), True)
+    expected = expected * (1 if weight is None else precise(weight)) + (0 if bias is None else precise(bias))
+    # the mean is subtracted from numbers that may be much larger than the difference
+    conditioning = 4 + abs(x).max(initial=0) * rstd.max(initial=0)
+    check(out, expected, 8, scale=conditioning * (1 + abs(expected).max(initial=0)))
+    check(mean, precise(x).mean(axis=-1), 8, scale=abs(x).max(initial=0))
+    dx, dweight, dbias = layer_norm_backward(dout, x, weight, mean, rstd)
+    exact_dx, exact_dweight, exact_dbias, exact_rstd = exact_backward(dout, x, weight, True)
+    check(rstd, exact_rstd[:, 0], 8, scale=conditioning * rstd.max(initial=0))
+    size = conditioning * (1 + abs(dout).max(initial=0)) * (1 + abs(expected).max(initial=0))
+    check(dx, exact_dx, 32, scale=size * rstd.max(initial=0))
+    check(dweight, exact_dweight, 8 + len(x), scale=size)
+    check(dbias, exact_dbias, 8 + len(x), scale=size)
+
+
+@given(problems())
+def test_rms_norm(problem):
+    x, weight, _, dout = problem
+    out, rstd = rms_norm(x, weight, EPS)
+    expected = normalized(precise(x), False) * (1 if weight is None else precise(weight))
+    check(out, expected, 8)
+    dx, dweight = rms_norm_backward(dout, x, weight, rstd)
+    exact_dx, exact_dweight, _, exact_rstd = exact_backward(dout, x, weight, False)
+    check(rstd, exact_rstd[:, 0], 8)
+    size = (1 + abs(dout).max(initial=0)) * (1 + abs(expected).max(initial=0))
+    check(dx, exact_dx, 32, scale=size * rstd.max(initial=0))
+    check(dweight, exact_dweight, 8 + len(x), scale=size)
+
+
+def test_nan_stays_in_its_row():
+    for dtype in DTYPES:
+        x = numbers((3, 40), dtype, 0)
+        x[1, 7] = np.nan
+        for out in (layer_norm(x, None, None, EPS)[0], rms_norm(x, None, EPS)[0]):
+            assert np.isnan(out[1]).all() and np.isfinite(out[[0, 2]]).all()
+
+
+def test_same_bits_for_any_threads():
+    for dtype in DTYPES:
+        x, dout, weight = numbers((3, 999, 65), dtype, 0), numbers((3, 999, 65), dtype, 1), numbers(65, dtype, 2)
+        out, mean, rstd = same_bits_for_any_threads(layer_norm, x, weight, weight, EPS)
+        assert out.shape == x.shape and mean.shape == rstd.shape == (3, 999)
+        same_bits_for_any_threads(layer_norm_backward, dout, x, weight, mean, rstd)
+        _, rstd = same_bits_for_any_threads(rms_norm, x, weight, EPS)
+        same_bits_for_any_threads(rms_norm_backward, dout, x, weight, rstd)
