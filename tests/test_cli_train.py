@@ -1,5 +1,6 @@
 """The command lines as a user meets them: real processes, real signals, what is on the screen, exit codes."""
 
+import contextlib
 import os
 import re
 import signal
@@ -80,6 +81,26 @@ def test_a_run_leaves_its_folder_and_says_what_it_does(place):
     out = (place / "whole.out").read_text()
     assert "step  1/60" in out and "step 60/60" in out and out.count("sample at step") == 2
     assert "\x1b" not in out  # plain lines where there is no terminal
+
+
+def test_at_a_terminal_a_live_line_shows_what_is_going_on(place):
+    pty = pytest.importorskip("pty", reason="needs a pseudo-terminal")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *TINY, "--data", "text.txt", "--out", "terminal"], cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux's way of saying that the other end has been closed
+        while chunk := os.read(ours, 65536):
+            shown += chunk
+    os.close(ours)
+    assert process.wait() == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert re.search(r"\d/60 loss \d\.\d+  [\d,]+ tokens/s  \d+:\d\d left", text)
+    assert "step 60: validation loss" in text and "sample at step 60" in text
+    assert losses(place / "terminal") == losses(place / "whole")
 
 
 def test_a_run_killed_again_and_again_is_the_run_that_never_was(place):

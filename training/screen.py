@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from autograd.kernels import jit
@@ -25,13 +25,12 @@ class Screen:
 
     def __init__(self, settings: Settings) -> None:
         self.steps = settings.train.steps
-        self.tokens_per_step = (
-            settings.train.batch_size * settings.train.accumulation * settings.model.block_size
-        )
+        self.tokens_per_step = settings.train.batch_size * settings.train.accumulation * settings.model.block_size
         self.live = sys.stdout.isatty()
         self._console = Console(highlight=False, markup=False)
         self._progress = Progress(
-            BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False),
             console=self._console, transient=True, disable=not self.live,
         )  # fmt: skip
         self._task = self._progress.add_task("", total=self.steps, start=True)
@@ -39,7 +38,6 @@ class Screen:
         self._last_line_at = self._last_compile_line_at = -SECONDS_BETWEEN_LINES
         self._began: tuple[int, float] | None = None  # step and time at the end of the first update
         self._rate = 0.0  # tokens per second, smoothed
-        self._stage = ""
 
     def __enter__(self) -> Self:
         self._log = self._compilations.__enter__()
@@ -60,13 +58,16 @@ class Screen:
             print(text, flush=True)
 
     def stage(self, text: str) -> None:
-        """What is going on now, where the work has no steps to count."""
-        if text != self._stage:
-            self._stage = text
-            if self.live:
-                self._describe(text)
-            else:
-                self.note(text)
+        """What is going on now, where the work has no steps to count: a line, or the live line."""
+        if self.live:
+            self._describe(text)
+        else:
+            self.note(text)
+
+    def busy(self, text: str) -> None:
+        """What is going on for a moment; only the live line says so."""
+        if self.live:
+            self._describe(text)
 
     def step(self, step: int, loss: float, lr: float, seconds: float) -> None:
         """An update is done: it made `step`, and took `seconds`."""
@@ -95,15 +96,14 @@ class Screen:
 
     def sample(self, step: int, text: str) -> None:
         """Text that the model wrote after `step` updates."""
-        self.note(f"── sample at step {step} " + "─" * 40)
-        self.note(text)
-        self.note("─" * (60 + len(str(step))))
+        heading = f"── sample at step {step} "
+        self.note(f"{heading:─<64}\n{text}\n{'─' * 64}")
 
     def _describe(self, text: str) -> None:
         self._progress.update(self._task, description=text)
 
     def _compiled(self, name: str, count: int, seconds: float) -> None:
-        text = f"compiling kernels ({count} so far, {seconds:.1f} s): {name}"
+        text = f"compiling kernels ({count} so far, {seconds:.1f} s)"
         now = time.perf_counter()
         if self.live:
             self._describe(text)

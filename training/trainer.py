@@ -93,7 +93,7 @@ class Trainer:
 
     def evaluate(self, step: int, stop: StopRequest) -> None:
         """Score the validation split, log it, and mark the checkpoint if it is the best; break off on `stop`."""
-        self.screen.stage("evaluating")
+        self.screen.busy("evaluating")
         scored = evaluate(self.model, self.val_ids, self.lengths, self.settings.train.eval_tokens, stop)
         if scored is None:
             return
@@ -108,6 +108,7 @@ class Trainer:
 
     def sample(self, step: int) -> None:
         """Have the model write, and show and log it."""
+        self.screen.busy("writing a sample")
         text = write_sample(self.model, self.tokenizer, step, self.settings.train)
         self.samples.write(step=step, text=text)
         self.screen.sample(step, text)
