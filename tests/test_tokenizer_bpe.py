@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenizer import DEFAULT_SPECIAL_TOKENS, PATTERNS, Tokenizer, naive, pretokenize
@@ -85,6 +85,7 @@ def test_a_megabyte_without_a_seam(tokenizer, unit):
 units = st.sampled_from(["a", "b", "abc", "ca"])
 
 
+@settings(max_examples=15)  # the definition is quadratic
 @given(pieces=st.lists(st.tuples(units, st.integers(41, 400)), min_size=1, max_size=3))
 def test_long_pieces_merge_as_short_ones_do(pieces):
     """Through the heap, and from `merge.WINDOW` bytes on in windows whose seams are mended."""

@@ -113,6 +113,15 @@ def test_names_stand_for_patterns(name):
     assert pretokenize.resolve(name) in PATTERNS.values()
 
 
+@pytest.mark.parametrize("spelling", [spelling for spelling in pretokenize.SAME if "|" in spelling])
+@given(data=telling_bytes)
+def test_other_spellings_are_the_same_rule(spelling, data):
+    text = data.decode("utf-8", "surrogateescape")
+    assert [match.group() for match in regex.finditer(spelling, text)] == [
+        match.group() for match in regex.finditer(pretokenize.resolve(spelling), text)
+    ]
+
+
 def test_tiktokens_spellings_are_recognised():
     public = pytest.importorskip("tiktoken_ext.openai_public", reason="tiktoken is in the bench extra")
     assert pretokenize.resolve(public.r50k_pat_str) == PATTERNS["gpt2"]

@@ -85,6 +85,12 @@ def test_a_vocabulary_too_small_is_refused(vocab_size):
         Tokenizer.train("abc", vocab_size)
 
 
+def test_a_vocabulary_too_large_ends_where_text_does():
+    assert Tokenizer.train("ab" * 50, 10**12, None, special_tokens=()).vocab_size == 256 + 8
+    with pytest.raises(ValueError, match="min_count must be at least 1, got 0"):
+        Tokenizer.train("ab", 300, min_count=0)
+
+
 def test_special_tokens_are_not_learned():
     tokenizer = Tokenizer.train("<|endoftext|>" * 100 + "ab", 300)
     assert [tokenizer.token_bytes(left) for left, _, _ in tokenizer.merges.tolist()] == [b"a"]

@@ -68,8 +68,7 @@ class Tokenizer:
         self.vocab_size = max([*self._tokens, *self._special_tokens.values()]) + 1
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
         everything = {token: name.encode() for name, token in self._special_tokens.items()} | self._tokens
-        in_order = [everything[token] for token in sorted(everything)]
-        self._blob = np.frombuffer(b"".join([*in_order, bytes(16)]), dtype=np.uint8)  # room for `merge.copy_tokens`
+        self._blob = np.frombuffer(b"".join(everything[token] for token in sorted(everything)), dtype=np.uint8)
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
         lengths[list(everything)] = [len(data) for data in everything.values()]
         self._offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -105,6 +104,8 @@ class Tokenizer:
 
         Raises ValueError for a `vocab_size` below 256 + special tokens.
         """
+        if min_count < 1:
+            raise ValueError(f"min_count must be at least 1, got {min_count}")
         special_tokens = _checked_special(special_tokens)
         n_merges = vocab_size - 256 - len(special_tokens)
         if n_merges < 0:
@@ -164,10 +165,14 @@ class Tokenizer:
         return self.decode_bytes(token)
 
     def hash(self) -> str:
-        """64 hex digits that name this tokenizer's behaviour: equal where every text gets equal ids.
+        """64 hex digits of everything that ids depend on: tokens, merges, special tokens, pattern.
 
         Stable across save and load, versions and machines, so a manifest can hold it.
         """
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> str:
         digest = hashlib.sha256(json.dumps([self.pattern, self.whole_pieces, self._special_tokens]).encode())
         for token, data in sorted(self._tokens.items()):
             digest.update(b"%d %d " % (token, len(data)) + data)
@@ -312,6 +317,12 @@ class Tokenizer:
         return table
 
     @cached_property
+    def _padded_blob(self) -> np.ndarray:
+        from . import merge
+
+        return np.concatenate([self._blob, np.zeros(merge.PADDING, dtype=np.uint8)])
+
+    @cached_property
     def _whole_slots(self) -> np.ndarray:
         """A hash table of all tokens by their bytes; empty where merges decide alone."""
         from . import merge
@@ -331,7 +342,7 @@ class Tokenizer:
         """
         from . import merge
 
-        array = np.atleast_1d(np.asarray(ids))
+        given = array = np.atleast_1d(np.asarray(ids))
         if array.size == 0:
             return b""
         if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -339,10 +350,10 @@ class Tokenizer:
         array = np.ascontiguousarray(array, dtype=None if array.dtype == self.dtype else np.int64)
         size, wrong = merge.measure(array, self._offsets)
         if wrong >= 0:
-            raise ValueError(f"id {array[wrong]} at position {wrong} names no token: ids go from 0 to "
+            raise ValueError(f"id {given[wrong]} at position {wrong} names no token: ids go from 0 to "
                              f"{self.vocab_size - 1}" + (", with gaps" if np.any(np.diff(self._offsets) == 0) else ""))
         out = np.empty(size + merge.PADDING, dtype=np.uint8)
-        merge.copy_tokens(array, self._blob, self._offsets, out)
+        merge.copy_tokens(array, self._padded_blob, self._offsets, out)
         return out[:size].tobytes()
 
     def decode(self, ids: Ids, errors: str = "replace") -> str:

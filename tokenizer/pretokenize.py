@@ -51,8 +51,10 @@ GPT4O = "|".join([
 ])
 
 PATTERNS = {"gpt2": GPT2, "gpt4": GPT4, "gpt4-tiktoken": GPT4_TIKTOKEN, "gpt4o": GPT4O}
+
+# Other names, and other spellings of the same rules.
 _GPT4_HEAD = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}"
-_SAME = {
+SAME = {
     "cl100k_base": GPT4,
     "o200k_base": GPT4O,
     "r50k_base": GPT2,
@@ -63,12 +65,12 @@ _SAME = {
     _GPT4_HEAD + r"++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s": GPT4_TIKTOKEN,
 }
 
-# Patterns with a compiled scanner, and its number there.
+# Patterns with a compiled scanner, and the scanner's number in scan.py.
 SCANNERS = {GPT2: 0, GPT4: 1, GPT4_TIKTOKEN: 2, GPT4O: 3}
 
 # All four end a piece after a letter that is followed by neither letter, mark nor apostrophe, whatever else stands
 # around: here a text can be cut before it is known how it goes on. (?r) searches from the end.
-_CUT = regex.compile(r"(?r)(?<=\p{L})(?=[^\p{L}\p{M}'])")
+CUT = regex.compile(r"(?r)(?<=\p{L})(?=[^\p{L}\p{M}'])")
 
 BLOCK_BYTES = 1 << 22
 BLOCK_PIECES = 1 << 14
@@ -81,7 +83,7 @@ def resolve(pattern: str | None) -> str | None:
     """
     if pattern is None:
         return None
-    pattern = PATTERNS.get(pattern) or _SAME.get(pattern) or pattern
+    pattern = PATTERNS.get(pattern) or SAME.get(pattern) or pattern
     if not pattern or pattern.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"unknown pattern {pattern!r}: expected one of {', '.join(PATTERNS)} or a regular expression")
     try:
@@ -179,12 +181,11 @@ def _last_cut(data: bytes, special_tokens: frozenset[str]) -> int:
         last -= 1
     text = data[begin:last].decode("utf-8", "surrogateescape")
     end = len(text)
-    while found := _CUT.search(text, 0, end):
+    while found := CUT.search(text, 0, end):
         end = found.start()
         cut = begin + len(text[:end].encode("utf-8", "surrogateescape"))
-        special = special_tokens and special_expression(special_tokens).finditer(data, cut - margin, cut + margin)
-        if not any(match.start() < cut < match.end() for match in special or ()):
-            return cut
+        if not any(name in data[cut - len(name) + 1:cut + len(name) - 1] for name in map(str.encode, special_tokens)):
+            return cut  # within no special token
     return 0
 
 

@@ -12,11 +12,11 @@ character is its class:
     LETTER  letters without case                                                  [\\p{Lm}\\p{Lo}]
     MARK    accents and vowel signs                                               \\p{M}
 
-The classes are read once per process from the `regex` package (40 ms), so scanner and package agree
-on the version of Unicode. Cost: a table look-up a byte, 200 to 400 MB/s on English.
+The classes are read once per process from the `regex` package (some 100 ms), so scanner and package agree on the
+version of Unicode. Cost: a table look-up a byte, some 250 MB/s on English.
 
 Where the end of the text matters (white space at the end is one piece), it is the end of the whole array, so
-a text must be handed over whole, or cut at `pretokenize.CUT`.
+a text must be handed over whole, or cut where `pretokenize.CUT` says.
 
 Left out here: every other pattern. Those run through `regex` itself.
 """
@@ -31,7 +31,7 @@ import regex
 from .jit import inline, kernel
 
 OTHER, SPACE, NEWLINE, DIGIT, UPPER, LOWER, LETTER, MARK, END = range(9)
-GPT2, GPT4, GPT4_TIKTOKEN, GPT4O = range(4)
+GPT2, GPT4, GPT4_TIKTOKEN, GPT4O = range(4)  # as in pretokenize.SCANNERS
 
 _EXPRESSIONS = {
     SPACE: r"\s+", NEWLINE: r"[\r\n]+", DIGIT: r"\p{N}+", UPPER: r"[\p{Lu}\p{Lt}]+", LOWER: r"\p{Ll}+",

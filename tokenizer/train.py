@@ -185,6 +185,7 @@ def merge(counts: Counts, n_merges: int, min_count: int = 1, progress: Progress 
         pairs.make_room(FIRST_PAIRS)
     pairs.queued = fill_heap(pairs.key, pairs.count, pairs.heap, pairs.heap_count, 0, 0, pairs.used)
 
+    n_merges = min(n_merges, data.size)  # each joins at least one pair, so there cannot be more
     merges = np.empty((n_merges, 3), dtype=np.int64)
     done, more = 0, True
     while more and done < n_merges:
