@@ -3,6 +3,7 @@
 A bfloat16 is the upper half of a float32: the same range, 8 bits of precision instead of 24. The products of two
 are exact in float32, and are summed in float32. So an operand is wrong by at most 2⁻⁹ of its value, and the result
 by about 2⁻⁸ of Σ|a·b|, whatever K is. Training bears this well, as long as the weights themselves stay in float32.
+(The tiles also take numbers below 2⁻¹²⁶ for zero.)
 
 The processor holds eight tile registers of 1 KB. One instruction multiplies 16 × 32 by 32 × 16 bfloat16 onto 16 × 16
 sums, in 16 clocks: 16 times the multiply-adds of a float32 unit. A block of 2 × 2 tiles needs 4 loads for 4 such
@@ -35,7 +36,7 @@ from numba.extending import intrinsic
 from .ir import INT, TileEmitter, emitted, fetch_add, has, pointer, shift
 from .jit import kernel, prange
 from .matmul import Product, multiply_with, product_of, use_for_float32
-from .matrix import Matrix, at, between_numbers, matrix, operands, share
+from .matrix import Matrix, at, between_numbers, matrix, operands, plan, share
 
 __all__ = ["amx_available", "matmul_bf16", "matmul_precision", "round_to_bfloat16"]
 
@@ -44,7 +45,9 @@ TILE = LINES * PAIRS  # numbers of 32 bits
 SQUARE = 2 * LINES  # rows and columns of `out` in a block of 2 × 2 tiles
 DEPTH = 512
 WIDTH = 512
+B_NUMBERS = WIDTH * (2 * DEPTH + 32)  # of b that are packed at a time: 1 MB
 GROUP = 4 * SQUARE
+CLOCKS_TILE, CLOCKS_PACK = 2, 6  # per k: four multiplications of tiles are 64 for 32; packing 32 numbers
 SMALL = 2**20  # multiply-adds that aren't worth a second thread
 
 
@@ -126,34 +129,42 @@ def _release_tiles(typingctx, anything):
 
 
 @intrinsic
-def _multiply_square(typingctx, a, b, steps, start, start_row, out, out_row):
-    """out (32, 32) = start + a @ b. a and b: two rows of `steps` tiles each."""
+def _multiply_square(typingctx, a, b, steps, start, start_row, out, out_row, scratch):
+    """out (32, 32) = start + a @ b. a and b: two rows of `steps` tiles each.
 
-    def body(e, a, b, steps, start, start_row, out, out_row):
+    The sums take a detour over `scratch`: a tile that lies across cache lines is stored and loaded five times
+    slower, and nobody aligns `out`.
+    """
+
+    def body(e, a, b, steps, start, start_row, out, out_row, scratch):
         sums, a_tiles, b_tiles = ((0, 1), (2, 3)), (4, 5), (6, 7)
-        packed_row = INT(PAIRS)
-
-        def each_sum(function, base, row):
-            for i in range(2):
-                for j in range(2):
-                    corner = e.at(base, e.builder.add(e.builder.mul(row, INT(i * LINES)), INT(j * LINES)))
-                    function(sums[i][j], corner, row)
-
-        second = e.builder.mul(steps, INT(TILE))
-        each_sum(e.load_tile, start, start_row)
+        second, packed_row, scratch_row = e.builder.mul(steps, INT(TILE)), INT(PAIRS), INT(SQUARE)
+        for i in range(SQUARE):
+            for j in (0, SQUARE - 1):
+                e.prefetch(e.at(e.at(out, e.builder.mul(out_row, INT(i))), j), write=True)
+        for tile in sums[0] + sums[1]:
+            e.zero_tile(tile)
         with e.loop(steps, [a, b]) as carried:
             a, b = carried
-            for tiles, packed in ((a_tiles, a), (b_tiles, b)):
-                e.load_tile(tiles[0], packed, packed_row)
-                e.load_tile(tiles[1], e.at(packed, second), packed_row)
+            e.load_tile(b_tiles[0], b, packed_row)
             for i in range(2):
-                for j in range(2):
-                    e.multiply_tiles(sums[i][j], a_tiles[i], b_tiles[j])
+                e.load_tile(a_tiles[i], e.at(a, second) if i else a, packed_row)
+                e.multiply_tiles(sums[i][0], a_tiles[i], b_tiles[0])
+            e.load_tile(b_tiles[1], e.at(b, second), packed_row)
+            for i in range(2):
+                e.multiply_tiles(sums[i][1], a_tiles[i], b_tiles[1])
             carried[:] = e.at(a, TILE), e.at(b, TILE)
-        each_sum(e.store_tile, out, out_row)
+        for i in range(2):
+            for j in range(2):
+                e.store_tile(sums[i][j], e.at(scratch, i * LINES * SQUARE + j * LINES), scratch_row)
+        with e.loop(INT(SQUARE), [start, out, scratch]) as carried:
+            start, out, scratch = carried
+            for j in range(0, SQUARE, e.lanes):
+                e.store(e.add(e.load(e.at(scratch, j)), e.load(e.at(start, j))), e.at(out, j))
+            carried[:] = e.at(start, start_row), e.at(out, out_row), e.at(scratch, scratch_row)
 
     i = types.intp
-    return types.void(a, b, i, a, i, a, i), emitted("square", body, emitter=TileEmitter)
+    return types.void(a, b, i, a, i, a, i, a), emitted("square", body, emitter=TileEmitter)
 
 
 @kernel
@@ -194,65 +205,70 @@ def _pack(source, line_stride, step, lines, depth, as_columns, packed, square):
                 _pack_one(corner, line_stride, step, lines - line * LINES, depth - k * 32, as_columns, target, square)
 
 
-WORKSPACE = WIDTH + SQUARE * SQUARE + (GROUP + WIDTH) * DEPTH // 2
+WORKSPACE = WIDTH + 2 * SQUARE * SQUARE + (GROUP * DEPTH + B_NUMBERS) // 2
+
+
+@kernel
+def _add(a, b, out, M, N):
+    for i in range(M):
+        for j in range(N):
+            total = a.start[i * a.row + j * a.column] + b.start[i * b.row + j * b.column]
+            out.start[i * out.row + j * out.column] = total
 
 
 @kernel
 def _block(a, b, start, out, M, N, K, workspace):
-    """out (M, N) = start + a @ b by one thread, for N of at most WIDTH."""
+    """out (M, N) = start + a @ b by one thread, for N of at most WIDTH.
+
+    All of b that fits is packed first, and the part of `out` that a group of rows makes (256 KB) is finished before
+    the next one: it would come back from memory for every DEPTH otherwise, at more than the price of the products.
+    """
     scratch = shift(workspace, WIDTH)
-    packed_a = shift(scratch, SQUARE * SQUARE)
+    edge = shift(scratch, SQUARE * SQUARE)
+    packed_a = shift(edge, SQUARE * SQUARE)
     packed_b = shift(packed_a, GROUP * DEPTH // 2)
-    blocks = -(-K // DEPTH)
-    for block in range(blocks):
-        k, depth = share(K, 32, block, blocks)
-        steps = -(-depth // 32)
-        _pack(at(b, k, 0).start, b.column, b.row, N, depth, True, packed_b, scratch)
+    wide = -(-N // SQUARE) * SQUARE
+    slabs = -(-K * wide // B_NUMBERS) if K > DEPTH else 1
+    for slab in range(slabs):
+        first, slab_depth = share(K, 32, slab, slabs)
+        blocks = -(-slab_depth // DEPTH)
+        for block in range(blocks):
+            k, depth = share(slab_depth, 32, block, blocks)
+            _pack(at(b, first + k, 0).start, b.column, b.row, N, depth, True, shift(packed_b, k * wide // 2), scratch)
         for group in range(0, M, GROUP):
             rows = min(GROUP, M - group)
-            _pack(at(a, group, k).start, a.row, a.column, rows, depth, False, packed_a, scratch)
-            for i in range(0, rows, SQUARE):
-                for j in range(0, N, SQUARE):
-                    panel_a, panel_b = shift(packed_a, i * steps * PAIRS), shift(packed_b, j * steps * PAIRS)
-                    source, target = at(start, group + i, j), at(out, group + i, j)
-                    height, width = min(SQUARE, rows - i), min(SQUARE, N - j)
-                    if height == width == SQUARE and source.column == target.column == 1:
-                        _multiply_square(panel_a, panel_b, steps, source.start, source.row, target.start, target.row)
-                    else:
-                        _copy(source, Matrix(scratch, SQUARE, 1), height, width)
-                        _multiply_square(panel_a, panel_b, steps, scratch, SQUARE, scratch, SQUARE)
-                        _copy(Matrix(scratch, SQUARE, 1), target, height, width)
+            base, target = at(start, group, 0), at(out, group, 0)
+            for block in range(blocks):
+                k, depth = share(slab_depth, 32, block, blocks)
+                _pack(at(a, group, first + k).start, a.row, a.column, rows, depth, False, packed_a, scratch)
+                panels_b = shift(packed_b, k * wide // 2)
+                _multiply_group(packed_a, panels_b, -(-depth // 32), base, target, rows, N, workspace, scratch, edge)
+                base = target
         start = out
 
 
 @kernel
-def _copy(source, target, M, N):
-    for i in range(M):
-        for j in range(N):
-            target.start[i * target.row + j * target.column] = source.start[i * source.row + j * source.column]
-
-
-@kernel
-def _plan(M, N, batches, workers):
-    """Into how many parts to cut M and N. Clocks per k: 2 for a square, about 6 to pack 32 lines of a or b."""
-    best, best_cost = (1, 1), np.inf
-    M_panels, N_panels = -(-M // SQUARE), -(-N // SQUARE)
-    for tasks_per_worker in range(1, 5):
-        tasks = -(-workers * tasks_per_worker // batches)
-        for M_parts in range(1, min(tasks, M_panels) + 1):
-            N_parts = min(-(-tasks // M_parts), N_panels)
-            m, n = -(-M_panels // M_parts), -(-N_panels // N_parts)
-            cost = -(-batches * M_parts * N_parts // workers) * (2 * m * n + 6 * m + 6 * n) * (1 + 0.06 / tasks_per_worker)
-            if cost < best_cost:
-                best, best_cost = (M_parts, N_parts), cost
-    return best
+def _multiply_group(a, b, steps, start, out, M, N, zeros, scratch, edge):
+    """out (M, N) = start + a @ b, packed."""
+    for i in range(0, M, SQUARE):
+        for j in range(0, N, SQUARE):
+            panel_a, panel_b = shift(a, i * steps * PAIRS), shift(b, j * steps * PAIRS)
+            source, target = at(start, i, j), at(out, i, j)
+            rows, columns = min(SQUARE, M - i), min(SQUARE, N - j)
+            if rows == columns == SQUARE and source.column == target.column == 1:
+                _multiply_square(
+                    panel_a, panel_b, steps, source.start, source.row, target.start, target.row, scratch
+                )
+            else:
+                _multiply_square(panel_a, panel_b, steps, zeros, 0, edge, SQUARE, scratch)
+                _add(source, Matrix(edge, SQUARE, 1), target, rows, columns)
 
 
 @kernel
 def _work(a, b, bias, out, batch_axes, batches, accumulate, counter, workspace, M_parts, N_parts):
     """Take tasks until there are none (see matmul.py)."""
     (M, K), N = a.shape, b.shape[1]
-    A, B, C = matrix(a), matrix(b), matrix(out)
+    A, B, C, bias_step = matrix(a), matrix(b), matrix(out), bias.strides[0] // bias.itemsize
     _configure_tiles(pointer(workspace))
     while True:
         task = fetch_add(pointer(counter))
@@ -263,7 +279,7 @@ def _work(a, b, bias, out, batch_axes, batches, accumulate, counter, workspace, 
         j, columns = share(N, SQUARE, part // M_parts, N_parts)
         for left in range(j, j + columns, WIDTH):
             block_a, block_b, start, target = operands(
-                A, B, C, bias, bias.strides[0] // bias.itemsize, pointer(workspace), 1, accumulate, batch_axes, batch, i, left
+                A, B, C, bias, bias_step, pointer(workspace), 1, accumulate, batch_axes, batch, i, left
             )
             _block(block_a, block_b, start, target, rows, min(WIDTH, j + columns - left), K, pointer(workspace))
     _release_tiles(pointer(workspace))
@@ -277,7 +293,8 @@ def _multiply(a, b, bias, out, batch_axes, accumulate, counter, workspace):
     batches = 1
     for i in range(len(batch_axes)):
         batches *= batch_axes[i, 0]
-    M_parts, N_parts = _plan(M, N, batches, len(workspace))
+    panels = -(-M // SQUARE), -(-N // SQUARE)
+    M_parts, N_parts = plan(panels[0], panels[1], batches, len(workspace), CLOCKS_TILE, CLOCKS_PACK, CLOCKS_PACK)
     counter[0] = 0
     if len(workspace) == 1 or batches * M * N * K < SMALL:
         _work(a, b, bias, out, batch_axes, batches, accumulate, counter, workspace[0], M_parts, N_parts)

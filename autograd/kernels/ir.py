@@ -4,11 +4,11 @@ A Numba kernel is compiled by LLVM, which decides by itself what to put in vecto
 array it decides well. For a matrix product it can't: the whole point there is which numbers stay in registers.
 Such loops are *emitted*: a Python function runs once, at compile time, and writes the instructions one by one.
 
-    TileEmitter        the same for AMX, the matrix registers of newer Intel processors
     Emitter            writes vector instructions: `load`, `store`, `splat`, `fma`, `transpose`, `loop`, `prefetch`
+    TileEmitter        and those of AMX, the matrix registers of newer Intel processors
     emitted            makes a function that @kernel code can call from a Python function that emits its body
     pointer            where an array's numbers begin; pointers are indexed as arrays are, and `shift`ed
-    lanes, move, ...   the smallest emitted functions, used between the others
+    lanes, move, …     the smallest emitted functions, used between the others
     host               how wide the vectors are and how many registers there are
 
 LLVM translates vector instructions for any processor; only the *sizes* must suit the one at hand. Nothing here
@@ -29,7 +29,10 @@ from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-__all__ = ["Emitter", "TileEmitter", "emitted", "fetch_add", "has", "host", "lanes", "move", "move_first", "mover", "pointer", "shift", "transpose"]
+__all__ = [
+    "INT", "Emitter", "TileEmitter", "emitted", "fetch_add", "has", "host", "lanes", "move", "move_first", "mover",
+    "pointer", "shift", "transpose",
+]  # fmt: skip
 
 INT = ir.IntType(64)
 
@@ -143,14 +146,14 @@ class Emitter:
             half //= 2
         return rows
 
-    def prefetch(self, address: ir.Value, level: int = 1) -> None:
-        """Ask for the cache line at `address` to be brought to the first (1) or second (2) level."""
+    def prefetch(self, address: ir.Value, *, write: bool = False) -> None:
+        """Ask for the cache line at `address` to be brought to the first level, to be read or written."""
         int32, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
         function = cgutils.get_or_insert_function(
             self.builder.module, ir.FunctionType(ir.VoidType(), [pointer, int32, int32, int32]), "llvm.prefetch.p0"
         )
         address = self.builder.bitcast(address, pointer)
-        self.builder.call(function, [address, int32(0), int32(4 - level), int32(1)])
+        self.builder.call(function, [address, int32(int(write)), int32(3), int32(1)])
 
     @contextlib.contextmanager
     def loop(self, count: ir.Value, carried: list[ir.Value]) -> Iterator[list[ir.Value]]:
@@ -220,6 +223,9 @@ class TileEmitter(Emitter):
 
     def release_tiles(self) -> None:
         self._call("tilerelease", ir.VoidType())
+
+    def zero_tile(self, register: int) -> None:
+        self._call("tilezero", ir.VoidType(), ir.IntType(8)(register))
 
     def load_tile(self, register: int, address: ir.Value, stride: ir.Value) -> None:
         """Sixteen rows of 64 bytes, `stride` numbers apart; with stride 0 the same row sixteen times."""

@@ -19,7 +19,7 @@ neighbours in memory are neighbours in the panel, whole vectors are moved. If no
 a square at a time, and a is packed row by row for a tile with other (constant) strides.
 
 Work: 2·M·N·K FLOPs. Traffic: with M_task × N_task the size of a task, a is read N / N_task times, b M / M_task
-times, `out` K / DEPTH times; `_plan` picks the task size from an estimate of just this.
+times, `out` K / DEPTH times; `plan` picks the task size from an estimate of just this.
 
 The bits of a result depend on K alone. Each number of `out` is summed by one thread, in order of k, with a break
 at the DEPTH blocks; which tile or task it falls into changes nothing. So the plan may look at the number of
@@ -58,7 +58,7 @@ from .ir import (
     transpose,
 )
 from .jit import kernel, prange
-from .matrix import Matrix, at, between_numbers, matrix, operands, share
+from .matrix import Matrix, at, between_numbers, matrix, operands, plan, share
 
 __all__ = ["matmul"]
 
@@ -68,6 +68,7 @@ DEPTH = 384
 WIDTH = 16 * VECTORS  # vectors
 GROUP = 8 * ROWS
 PACKED_ROW = DEPTH + 16  # not a power of two: rows that fall into the same cache set would evict each other
+CLOCKS_TILE, CLOCKS_PACK_A, CLOCKS_PACK_B = 14, 3, 6  # per k: 28 multiply-adds on two units; packing a panel of a, of b
 SMALL = 2**18  # multiply-adds (about 3 µs) that aren't worth a second thread
 VECTOR_TASK = 2**15  # numbers of the matrix in one task of a product with a vector
 VECTOR_UNIT = 64  # `out` is divided in multiples of this, of 8 times this where b's rows are contiguous
@@ -284,29 +285,6 @@ def _is_vector_product(a, b, out):
 
 
 @kernel
-def _plan(M, N, K, batches, lanes, vector, workers):
-    """Into how many parts to cut M and N, so that all workers finish early.
-
-    The costs are clocks per k: a tile takes 14 (28 multiply-adds on two units), packing about 3 for a panel of
-    a and 6 for one of b. More tasks than workers even out what else the machine does: a bonus of a few percent.
-    """
-    if vector:  # tasks of a size that the threads' number has no part in: here the bits depend on the cut
-        return 1, max(1, min(M * N // VECTOR_UNIT, M * N * K // VECTOR_TASK))
-    best, best_cost = (1, 1), np.inf
-    M_panels, N_panels = -(-M // ROWS), -(-N // (VECTORS * lanes))
-    for tasks_per_worker in range(1, 5):
-        tasks = -(-workers * tasks_per_worker // batches)
-        for M_parts in range(1, min(tasks, M_panels) + 1):
-            N_parts = min(-(-tasks // M_parts), N_panels)
-            m, n = -(-M_panels // M_parts), -(-N_panels // N_parts)
-            rounds = -(-batches * M_parts * N_parts // workers)
-            cost = rounds * (14 * m * n + 3 * m + 6 * n) * (1 + 0.06 / tasks_per_worker)
-            if cost < best_cost:
-                best, best_cost = (M_parts, N_parts), cost
-    return best
-
-
-@kernel
 def _work(a, b, bias, out, batch_axes, batches, accumulate, vector, counter, workspace, M_parts, N_parts):
     """Take tasks until there are none. Any thread may do any task: its result doesn't depend on who did it."""
     (M, K), N = a.shape, b.shape[1]
@@ -345,12 +323,16 @@ def _multiply(a, b, bias, out, batch_axes, accumulate, counter, workspace):
     """
     if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
         return False
-    (M, K), N, L = a.shape, b.shape[1], lanes(pointer(a))
+    (M, K), N = a.shape, b.shape[1]
     batches = 1
     for i in range(len(batch_axes)):
         batches *= batch_axes[i, 0]
     vector = batches == 1 and _is_vector_product(a, b, out)
-    M_parts, N_parts = _plan(M, N, K, batches, L, vector, len(workspace))
+    if vector:  # here the bits depend on the cut: it must not depend on the number of threads
+        M_parts, N_parts = 1, max(1, min(M * N // VECTOR_UNIT, M * N * K // VECTOR_TASK))
+    else:
+        panels = -(-M // ROWS), -(-N // (VECTORS * lanes(pointer(a))))
+        M_parts, N_parts = plan(panels[0], panels[1], batches, len(workspace), CLOCKS_TILE, CLOCKS_PACK_A, CLOCKS_PACK_B)
     small = M_parts * N_parts * batches == 1 or (batches * M * N * K < SMALL and not vector)
     counter[0] = 0
     if small or len(workspace) == 1:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .ir import pointer, shift
 from .jit import kernel
 
-__all__ = ["Matrix", "at", "between_numbers", "matrix", "operands", "share"]
+__all__ = ["Matrix", "at", "between_numbers", "matrix", "operands", "plan", "share"]
 
 
 class Matrix(NamedTuple):
@@ -45,6 +47,26 @@ def share(size, unit, part, parts):
     units = -(-size // unit)
     begin = units * part // parts * unit
     return begin, min(units * (part + 1) // parts * unit, size) - begin
+
+
+@kernel
+def plan(M_panels, N_panels, batches, workers, tile, pack_a, pack_b):
+    """Into how many parts to cut M and N, so that all workers finish early.
+
+    A part of m × n panels costs m·n tiles and the packing of m panels of a and n of b. More tasks than workers even
+    out what else the machine does: they get a bonus of a few percent.
+    """
+    best, best_cost = (1, 1), np.inf
+    for tasks_per_worker in range(1, 5):
+        tasks = -(-workers * tasks_per_worker // batches)
+        for M_parts in range(1, min(tasks, M_panels) + 1):
+            N_parts = min(-(-tasks // M_parts), N_panels)
+            m, n = -(-M_panels // M_parts), -(-N_panels // N_parts)
+            rounds = -(-batches * M_parts * N_parts // workers)
+            cost = rounds * (tile * m * n + pack_a * m + pack_b * n) * (1 + 0.06 / tasks_per_worker)
+            if cost < best_cost:
+                best, best_cost = (M_parts, N_parts), cost
+    return best
 
 
 @kernel

@@ -1,0 +1,182 @@
+"""bfloat16 products against their definition: round to bfloat16, multiply exactly, sum in float32."""
+
+import types
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autograd.kernels import bfloat16
+from autograd.kernels.bfloat16 import amx_available, matmul_bf16, matmul_precision, round_to_bfloat16
+from autograd.kernels.jit import num_threads, set_num_threads
+from autograd.kernels.matmul import matmul
+
+# none, one, the tiles (16, 32), the group of rows (128), the blocks of the sum and of columns (512)
+sizes = st.sampled_from([0, 1, 2, 15, 16, 17, 31, 32, 33, 64, 65, 96, 130, 161])
+long_sizes = sizes | st.sampled_from([384, 511, 513, 560, 1030])
+layouts = st.sampled_from(["C", "F", "every other"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled():
+    """A kernel that does not compile fails here, once, and not in every example that Hypothesis tries."""
+    matmul_bf16(np.ones((2, 2), np.float32), np.ones((2, 2), np.float32))
+
+
+def laid_out(array, layout):
+    if layout == "F":
+        return np.asfortranarray(array)
+    if layout == "every other":
+        return np.repeat(np.repeat(array, 2, axis=-1), 3, axis=-2)[::3, ::2]
+    return array
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def check(a, b, result, *starts):
+    """Products of bfloat16 are exact in float32, so that only the sums round: (K + starts)·eps·Σ|terms|.
+
+    AMX leaves it open in which order, and whether to even, the pairs of a step are summed: twice the bound.
+    """
+    a, b, *starts = (np.asarray(x, np.float64) for x in (round_to_bfloat16(a), round_to_bfloat16(b), *starts))
+    exact, terms = sum(starts, a @ b), sum(map(abs, starts), abs(a) @ abs(b))
+    bound = 2 * (a.shape[-1] + len(starts)) * np.finfo(np.float32).eps * terms
+    assert result.dtype == np.float32 and result.shape == exact.shape
+    assert (abs(result - exact) <= bound).all()
+
+
+@settings(max_examples=100)
+@given(
+    shape=st.tuples(sizes.filter(lambda n: n != 1), long_sizes, long_sizes.filter(lambda n: n != 1)),
+    layouts=st.tuples(layouts, layouts, layouts),
+    biased=st.booleans(),
+    accumulate=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_agrees_with_the_exact_product_of_rounded_operands(shape, layouts, biased, accumulate, seed):
+    M, K, N = shape
+    rng = np.random.default_rng(seed)
+    a, b = laid_out(normal(rng, M, K), layouts[0]), laid_out(normal(rng, K, N), layouts[1])
+    a.flags.writeable = b.flags.writeable = False
+    bias = normal(rng, N) if biased else None
+    out = laid_out(normal(rng, M, N), layouts[2])
+    starts = ([bias] if biased else []) + ([out.copy()] if accumulate else [])
+    assert matmul_bf16(a, b, bias=bias, out=out, accumulate=accumulate) is out
+    check(a, b, out, *starts)
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=50))
+def test_rounding_goes_to_the_nearest_and_ties_to_even(values):
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle for rounding")
+    x = np.array(values, np.float32)
+    expected = torch.from_numpy(x).bfloat16().float().numpy()
+    np.testing.assert_array_equal(round_to_bfloat16(x), expected)
+
+
+def test_the_tiles_round_as_the_definition_does():
+    """One term in each sum: only the rounding of a is left. Every exponent of float32, ties and their neighbours."""
+    exponents = np.arange(1, 255, dtype=np.uint32)[:, None] << 23
+    mantissas = np.array([0, 0x7FFF, 0x8000, 0x8001, 0x17FFF, 0x18000, 0x18001, 0x7F7FFF], np.uint32)
+    a = (exponents | mantissas).view(np.float32)
+    product = matmul_bf16(a, np.eye(len(mantissas), dtype=np.float32))
+    np.testing.assert_array_equal(product, round_to_bfloat16(a))
+
+
+def test_batches_broadcast():
+    rng = np.random.default_rng(0)
+    a, b = normal(rng, 3, 1, 40, 70), normal(rng, 2, 70, 50)
+    result = matmul_bf16(a, b)
+    for i in range(3):
+        for j in range(2):
+            check(a[i, 0], b[j], result[i, j])
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
+@pytest.mark.parametrize("shape", [(300, 1100, 700), (65, 400, 1200), (700, 64, 65)])
+def test_the_same_bits_for_any_number_of_threads(shape):
+    M, K, N = shape
+    rng = np.random.default_rng(1)
+    a, b, threads = normal(rng, M, K), normal(rng, K, N), num_threads()
+    try:
+        results = []
+        for n in (1, 2):
+            set_num_threads(n)
+            results.append(matmul_bf16(a, b))
+    finally:
+        set_num_threads(threads)
+    np.testing.assert_array_equal(*results)
+
+
+@given(rows=st.integers(2, 200), columns=st.integers(2, 200))
+@settings(max_examples=10)
+def test_the_bits_depend_on_nothing_but_the_row_and_the_column(rows, columns):
+    rng = np.random.default_rng(2)
+    a, b = normal(rng, 200, 600), normal(rng, 600, 200)
+    np.testing.assert_array_equal(matmul_bf16(a[:rows], b[:, :columns]), matmul_bf16(a, b)[:rows, :columns])
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_what_is_not_finite_stays_in_its_row_and_column(poison):
+    rng = np.random.default_rng(3)
+    a, b = normal(rng, 31, 37), normal(rng, 37, 45)
+    a[30, 36] = b[36, 44] = poison
+    expected = np.ones((31, 45), bool)
+    expected[30] = expected[:, 44] = False
+    np.testing.assert_array_equal(np.isfinite(matmul_bf16(a, b)), expected)
+
+
+def test_a_product_with_a_vector_is_not_rounded():
+    rng = np.random.default_rng(4)
+    a, b = normal(rng, 1, 300), normal(rng, 300, 200)
+    np.testing.assert_array_equal(matmul_bf16(a, b), matmul(a, b))
+
+
+def test_the_precision_is_a_setting_and_a_context():
+    rng = np.random.default_rng(5)
+    a, b = normal(rng, 20, 30), normal(rng, 30, 20)
+    exact, double = matmul(a, b), matmul(a.astype("d"), b.astype("d"))
+    if not amx_available():
+        with pytest.warns(RuntimeWarning, match="no AMX"), matmul_precision("bfloat16"):
+            np.testing.assert_array_equal(matmul(a, b), exact)
+        return
+    rounded = matmul_bf16(a, b)
+    assert (rounded != exact).any()
+    with matmul_precision("bfloat16"):
+        np.testing.assert_array_equal(matmul(a, b), rounded)
+        np.testing.assert_array_equal(matmul(a.astype("d"), b.astype("d")), double)
+        with matmul_precision("float32"):
+            np.testing.assert_array_equal(matmul(a, b), exact)
+        np.testing.assert_array_equal(matmul(a, b), rounded)
+    np.testing.assert_array_equal(matmul(a, b), exact)
+    with pytest.raises(ValueError, match="float16"):
+        matmul_precision("float16")
+
+
+def test_without_amx_the_rounded_operands_are_multiplied_in_float32(monkeypatch):
+    rng = np.random.default_rng(6)
+    a, b, bias = normal(rng, 40, 100), normal(rng, 100, 33), normal(rng, 33)
+    monkeypatch.setattr(bfloat16, "amx_available", lambda: False)
+    check(a, b, matmul_bf16(a, b, bias=bias), bias)
+
+
+def test_a_system_that_denies_the_tiles_is_no_error(monkeypatch):
+    """The permission is asked for through libc's `syscall`; here it answers as a sandbox does."""
+    libc = types.SimpleNamespace(syscall=lambda *arguments: -1)
+    monkeypatch.setattr(bfloat16.ctypes, "CDLL", lambda name: libc)
+    denied = amx_available.__wrapped__()
+    assert denied is False
+    monkeypatch.setattr(bfloat16, "amx_available", lambda: denied)
+    with pytest.warns(RuntimeWarning, match="stay in float32"), matmul_precision("bfloat16"):
+        a = np.full((2, 2), 1.001, np.float32)
+        np.testing.assert_array_equal(matmul(a, a), np.full((2, 2), 2 * np.float32(1.001) ** 2, np.float32))
+
+
+def test_errors_say_what_came():
+    with pytest.raises(TypeError, match=r"float32.*float64"):
+        matmul_bf16(np.ones((2, 2), np.float32), np.ones((2, 2)))
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 3\)"):
+        matmul_bf16(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32))
