@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import operand, rows, rows_per_chunk
-from .elementary import exp, row_maximum
+from .elementary import exp, minus, row_maximum
 from .jit import kernel, prange
 from .matmul import matmul
 from .softmax import exp_sum
@@ -43,7 +43,7 @@ def _loss_rows(logits, targets, ignore_index, losses, lse, first, last):
         lse[i] = maximum + log_sum
         losses[i] = 0
         if targets[i] != ignore_index:
-            losses[i] = (maximum - logits[i, targets[i]]) + log_sum
+            losses[i] = minus(log_sum, minus(logits[i, targets[i]], maximum))
 
 
 @kernel
@@ -66,7 +66,7 @@ def _exponentiate_rows(logits, targets, losses, sums, first, last):
     for i in range(first, last):
         xi, target = logits[i], targets[i]
         maximum = row_maximum(xi)
-        below = maximum - xi[target]
+        above = minus(xi[target], maximum)
         total = logits.dtype.type(0)
         for j in range(xi.size):
             e = exp(xi[j] - maximum)
@@ -74,7 +74,7 @@ def _exponentiate_rows(logits, targets, losses, sums, first, last):
             total += e
         xi[target] -= total
         sums[i] = total
-        losses[i] = below + np.log(total)
+        losses[i] = minus(np.log(total), above)
 
 
 @kernel(parallel=True)

@@ -34,7 +34,7 @@ from numba.extending import intrinsic, overload
 
 from .jit import kernel
 
-__all__ = ["erf", "exp", "log", "logistic", "normal_cdf", "normal_pdf", "row_maximum", "sigmoid", "tanh"]
+__all__ = ["erf", "exp", "log", "logistic", "minus", "normal_cdf", "normal_pdf", "row_maximum", "sigmoid", "tanh"]
 
 
 class Constants(NamedTuple):
@@ -234,6 +234,12 @@ def reorder(typing, bits):
         return builder.xor(arguments[0], builder.lshr(sign, constant(arguments[0].type, 1)))
 
     return bits(bits), emit
+
+
+@scalar
+def minus(x, y):
+    """x − y, as written: in kernels at large, (x − y) − z may be computed as x − (y + z)."""
+    return x - y
 
 
 @kernel

@@ -43,7 +43,7 @@ def _rotary(x, cos, sin, heads, out):
 
 
 def rotary(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, heads: int | None = None) -> np.ndarray:
-    """Rotate the first `heads` heads (default: all) of x (B, T, H, D) by the angles of cos, sin (T, D/2); copy the rest.
+    """Turn the first `heads` heads (default: all) of x (B, T, H, D) by the angles of cos, sin (T, D/2), copy the rest.
 
     The gradient of x is `rotary(dout, cos, -sin, heads)`. Raises ValueError where the shapes do not fit.
     """

@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import rows, rows_per_chunk
-from .elementary import exp, row_maximum
+from .elementary import exp, minus, row_maximum
 from .jit import kernel, prange
 
 __all__ = ["log_softmax", "log_softmax_backward", "softmax", "softmax_backward"]
@@ -66,7 +66,7 @@ def _log_softmax_rows(x, out, first, last):
         maximum = row_maximum(xi)
         log_sum = np.log(exp_sum(xi, maximum))
         for j in range(xi.size):
-            oi[j] = (xi[j] - maximum) - log_sum
+            oi[j] = minus(minus(xi[j], maximum), log_sum)
 
 
 @kernel
