@@ -13,6 +13,7 @@ Exit codes: 0 done; 2 something to mend, told in one line; 130 (Ctrl-C) and 143 
 
 import sys
 
+from autograd.kernels.memory import keep_freed_memory
 from data import Corpus, tokenize
 from training.errors import one_line_errors
 from training.loop import matmul_precision, threads
@@ -24,6 +25,7 @@ from training.trainer import Trainer
 
 
 def main() -> int:
+    keep_freed_memory()  # every step asks for the same arrays again
     with one_line_errors("train.py"):
         settings = parse_settings(sys.argv[1:])
         with Screen(settings) as screen:

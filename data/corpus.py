@@ -85,7 +85,7 @@ class Corpus:
         return files
 
     def pieces(self) -> Iterator[Piece]:
-        """The text of the corpus, in order, in pieces of about a megabyte. Raises CorpusError."""
+        """The text of the corpus, in order, in pieces of about a megabyte. Raises CorpusError and OSError."""
         for document in self._documents():
             held: str | None = None  # one piece back, to know the last of a document when it passes
             for text in filter(None, document):
@@ -99,13 +99,10 @@ class Corpus:
         if self.source == "builtin":
             yield from (iter([text]) for text in builtin_documents())
         for path in self.paths():
-            try:
-                if path.suffix == ".jsonl":
-                    yield from (iter([text]) for text in self._json_lines(path))
-                else:
-                    yield self._text_file(path)
-            except OSError as error:
-                raise CorpusError(f"can't read {path}: {error.strerror or error}") from error
+            if path.suffix == ".jsonl":
+                yield from (iter([text]) for text in self._json_lines(path))
+            else:
+                yield self._text_file(path)
 
     def _text_file(self, path: Path) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")(self.errors)

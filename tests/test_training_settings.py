@@ -1,6 +1,7 @@
 """Settings: the command line wins over the file, the file over the default; what is unknown is refused."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,7 @@ def test_config_toml_gives_back_the_settings(tmp_path):
         (["--train.seed", "-1"], "--train.seed must be at least 0, got -1"),
         (["--optim.lr", "nan"], "--optim.lr must be above 0, got nan"),
         (["--optim.min_lr", "1"], "--optim.min_lr must be between 0 and --optim.lr"),
+        (["--data", ""], '--data.source must be a path or "builtin"'),
         (["--data.val_fraction", "1"], "--data.val_fraction must be between 0 and 1"),
         (["--config", "nowhere.toml"], "nowhere.toml"),
         (["--resume", "--out", "nowhere"], "nothing to resume: nowhere holds no run"),
@@ -109,7 +111,9 @@ def test_mistakes_in_a_file_are_told_with_its_name(tmp_path, text, complaint):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("path", sorted(__import__("pathlib").Path(__file__).parent.parent.glob("configs/*.toml")),
-                         ids=lambda path: path.stem)  # fmt: skip
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
 def test_the_ready_made_configurations_are_valid(path):
     parse_settings(["--config", str(path)])

@@ -252,6 +252,7 @@ def _check(settings: Settings) -> None:
     data, optim, train = settings.data, settings.optim, settings.train
     with checked():
         settings.gpt_config()
+    require("data.source", bool(data.source), 'a path or "builtin"')
     require("data.val_fraction", 0 < data.val_fraction < 1, "between 0 and 1")
     require("optim.lr", 0 < optim.lr < float("inf"), "above 0")
     require("optim.min_lr", 0 <= optim.min_lr <= optim.lr, f"between 0 and --optim.lr ({optim.lr})")
