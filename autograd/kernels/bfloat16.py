@@ -36,7 +36,16 @@ from numba.extending import intrinsic
 from .ir import INT, TileEmitter, emitted, fetch_add, has, pointer, shift
 from .jit import kernel, prange
 from .matmul import Product, multiply_with, product_of, use_for_float32
-from .matrix import Matrix, at, between_numbers, matrix, operands, plan, share
+from .matrix import (
+    Matrix,
+    at,
+    between_numbers,
+    count_batches,
+    matrix,
+    operands,
+    plan,
+    share,
+)
 
 __all__ = ["amx_available", "matmul_bf16", "matmul_precision", "round_to_bfloat16"]
 
@@ -290,11 +299,9 @@ def _multiply(a, b, bias, out, batch_axes, accumulate, counter, workspace):
     if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
         return False
     (M, K), N = a.shape, b.shape[1]
-    batches = 1
-    for i in range(len(batch_axes)):
-        batches *= batch_axes[i, 0]
-    panels = -(-M // SQUARE), -(-N // SQUARE)
-    M_parts, N_parts = plan(panels[0], panels[1], batches, len(workspace), CLOCKS_TILE, CLOCKS_PACK, CLOCKS_PACK)
+    batches = count_batches(batch_axes)
+    down, across = -(-M // SQUARE), -(-N // SQUARE)
+    M_parts, N_parts = plan(down, across, batches, len(workspace), CLOCKS_TILE, CLOCKS_PACK, CLOCKS_PACK)
     counter[0] = 0
     if len(workspace) == 1 or batches * M * N * K < SMALL:
         _work(a, b, bias, out, batch_axes, batches, accumulate, counter, workspace[0], M_parts, N_parts)

@@ -117,6 +117,13 @@ class Emitter:
     def add(self, x: ir.Value, y: ir.Value) -> ir.Value:
         return self.builder.fadd(x, y)
 
+    def sum(self, vector: ir.Value) -> ir.Value:
+        """The sum of all lanes, by halves."""
+        kind = ir.FunctionType(self.number, [self.number, self.vector])
+        name = f"llvm.vector.reduce.fadd.v{self.lanes}f{8 * self.bytes}"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(function, [ir.Constant(self.number, 0.0), vector], fastmath=("reassoc",))
+
     def fma(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
         """x·y + z, rounded once where the processor can (a library call per lane elsewhere would be no help)."""
         name = f"llvm.fmuladd.v{self.lanes}f{8 * self.bytes}"

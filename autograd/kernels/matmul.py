@@ -58,7 +58,16 @@ from .ir import (
     transpose,
 )
 from .jit import kernel, prange
-from .matrix import Matrix, at, between_numbers, matrix, operands, plan, share
+from .matrix import (
+    Matrix,
+    at,
+    between_numbers,
+    count_batches,
+    matrix,
+    operands,
+    plan,
+    share,
+)
 
 __all__ = ["matmul"]
 
@@ -236,23 +245,39 @@ def _block(a, b, start, out, M, N, K, workspace):
         start = out
 
 
+@intrinsic
+def _four_dots(typingctx, x, columns, stride, whole, rest, results):
+    """results (4) = x · each of four columns, `stride` apart; K is `whole` vectors and `rest` numbers."""
+
+    def body(e, x, columns, stride, whole, rest, results):
+        starts = [e.at(columns, e.builder.mul(stride, stride.type(i))) for i in range(4)]
+        with e.loop(whole, [x, *starts, *(e.zero() for _ in starts)]) as carried:
+            x_k = e.load(carried[0])
+            sums = [e.fma(x_k, e.load(column), total) for column, total in zip(carried[1:5], carried[5:], strict=True)]
+            carried[:] = *(e.at(pointer, e.lanes) for pointer in carried[:5]), *sums
+        mask = e.first(rest)
+        x_k = e.load_masked(carried[0], mask)
+        for i in range(4):
+            total = e.fma(x_k, e.load_masked(carried[1 + i], mask), carried[5 + i])
+            e.builder.store(e.sum(total), e.at(results, i))
+
+    i = types.intp
+    return types.void(x, x, i, i, i, x), emitted("four_dots", body)
+
+
 @kernel
-def _vector_block(x, b, start, out, K, N):
+def _vector_block(x, b, start, out, K, N, workspace):
     """out (N) = start (N) + x (K) @ b (K, N), where b's rows or its columns are contiguous."""
     if b.row == 1:
-        for j in range(0, N, 4):  # four columns share the loads of x; at the edge, some are the last one again
-            last = N - 1 - j
-            b0, b1 = shift(b.start, j * b.column), shift(b.start, (j + min(1, last)) * b.column)
-            b2, b3 = shift(b.start, (j + min(2, last)) * b.column), shift(b.start, (j + min(3, last)) * b.column)
-            t0 = t1 = t2 = t3 = x[0] * 0
-            for k in range(K):
-                t0 += x[k] * b0[k]
-                t1 += x[k] * b1[k]
-                t2 += x[k] * b2[k]
-                t3 += x[k] * b3[k]
-            totals = (t0, t1, t2, t3)
-            for i in range(min(4, N - j)):
-                out.start[(j + i) * out.column] = start.start[(j + i) * start.column] + totals[i]
+        whole, rest = divmod(K, lanes(x))
+        dots = shift(workspace, WIDTH * lanes(x))  # behind the zeros, as `scratch` in `_block`
+        for j in range(0, N, 4):
+            columns = min(4, N - j)
+            for i in range(1 if columns == 4 else columns):  # the last few each four times
+                stride = b.column if columns == 4 else 0
+                _four_dots(x, shift(b.start, (j + i) * b.column), stride, whole, rest, shift(dots, i))
+            for i in range(columns):
+                out.start[(j + i) * out.column] = start.start[(j + i) * start.column] + dots[i]
         return
     y = out.start
     for j in range(N):
@@ -309,7 +334,7 @@ def _work(a, b, bias, out, batch_axes, batches, accumulate, vector, counter, wor
             )
             columns_here = min(width, j + columns - left)
             if vector:
-                _vector_block(block_a.start, block_b, start, target, K, columns_here)
+                _vector_block(block_a.start, block_b, start, target, K, columns_here, pointer(workspace))
             else:
                 _block(block_a, block_b, start, target, rows, columns_here, K, pointer(workspace))
 
@@ -324,15 +349,13 @@ def _multiply(a, b, bias, out, batch_axes, accumulate, counter, workspace):
     if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
         return False
     (M, K), N = a.shape, b.shape[1]
-    batches = 1
-    for i in range(len(batch_axes)):
-        batches *= batch_axes[i, 0]
+    batches = count_batches(batch_axes)
     vector = batches == 1 and _is_vector_product(a, b, out)
     if vector:  # here the bits depend on the cut: it must not depend on the number of threads
         M_parts, N_parts = 1, max(1, min(M * N // VECTOR_UNIT, M * N * K // VECTOR_TASK))
     else:
-        panels = -(-M // ROWS), -(-N // (VECTORS * lanes(pointer(a))))
-        M_parts, N_parts = plan(panels[0], panels[1], batches, len(workspace), CLOCKS_TILE, CLOCKS_PACK_A, CLOCKS_PACK_B)
+        down, across = -(-M // ROWS), -(-N // (VECTORS * lanes(pointer(a))))
+        M_parts, N_parts = plan(down, across, batches, len(workspace), CLOCKS_TILE, CLOCKS_PACK_A, CLOCKS_PACK_B)
     small = M_parts * N_parts * batches == 1 or (batches * M * N * K < SMALL and not vector)
     counter[0] = 0
     if small or len(workspace) == 1:

@@ -13,7 +13,7 @@ import numpy as np
 from .ir import pointer, shift
 from .jit import kernel
 
-__all__ = ["Matrix", "at", "between_numbers", "matrix", "operands", "plan", "share"]
+__all__ = ["Matrix", "at", "between_numbers", "count_batches", "matrix", "operands", "plan", "share"]
 
 
 class Matrix(NamedTuple):
@@ -39,6 +39,14 @@ def at(matrix, i, j):
 def between_numbers(array):
     """Whether rows or columns begin inside a number, as fields of a packed structured array may."""
     return array.strides[0] % array.itemsize != 0 or array.strides[-1] % array.itemsize != 0
+
+
+@kernel
+def count_batches(batch_axes):
+    count = 1
+    for axis in range(len(batch_axes)):
+        count *= batch_axes[axis, 0]
+    return count
 
 
 @kernel
