@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -96,9 +97,13 @@ def test_blocks_of_a_file_give_the_pieces_of_the_whole(tmp_path_factory, pattern
     path.write_bytes(content)
     for special in ((), names):
         whole = [piece for block in pretokenize.blocks(content, pattern, special) for piece in cut(block, pattern)]
-        with mock.patch.object(pretokenize, "BLOCK_BYTES", data.draw(st.integers(1, 200))):
-            blocks = list(pretokenize.blocks(path, pattern, special))
-        assert [piece for block in blocks for piece in cut(block, pattern)] == whole
+        for text in (path, content, content.decode("utf-8", "replace")):
+            expected = whole if isinstance(text, (bytes, Path)) else [
+                piece for block in pretokenize.blocks(text, pattern, special) for piece in cut(block, pattern)
+            ]
+            with mock.patch.object(pretokenize, "BLOCK_BYTES", data.draw(st.integers(1, 200))):
+                blocks = list(pretokenize.blocks(text, pattern, special))
+            assert [piece for block in blocks for piece in cut(block, pattern)] == expected
 
 
 def test_a_long_file_is_read_in_blocks(tmp_path, monkeypatch):

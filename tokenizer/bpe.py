@@ -33,7 +33,7 @@ from . import formats, pretokenize
 from .pretokenize import special_expression, to_bytes
 
 if TYPE_CHECKING:
-    from .merge import Workspace
+    from .merge import Scratch, Tables
 
 DEFAULT_SPECIAL_TOKENS = ("<|pad|>", "<|endoftext|>", "<|unk|>")
 
@@ -67,15 +67,6 @@ class Tokenizer:
         self.merges.flags.writeable = False
         self.vocab_size = max([*self._tokens, *self._special_tokens.values()]) + 1
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
-        everything = {token: name.encode() for name, token in self._special_tokens.items()} | self._tokens
-        self._blob = np.frombuffer(b"".join(everything[token] for token in sorted(everything)), dtype=np.uint8)
-        lengths = np.zeros(self.vocab_size, dtype=np.int64)
-        lengths[list(everything)] = [len(data) for data in everything.values()]
-        self._offsets = np.concatenate([[0], np.cumsum(lengths)])
-        self._byte_ids = np.zeros(256, dtype=self.dtype)
-        for token, data in self._tokens.items():
-            if len(data) == 1:
-                self._byte_ids[data[0]] = token
         self._threads = threading.local()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -257,20 +248,20 @@ class Tokenizer:
 
     def _encode_ordinary(self, data: builtins.bytes) -> np.ndarray:
         if not len(self.merges) and not self.whole_pieces:
-            return self._byte_ids[np.frombuffer(data, dtype=np.uint8)]
+            return self._tables.byte_ids.astype(self.dtype)[np.frombuffer(data, dtype=np.uint8)]
+        if not hasattr(self._threads, "scratch"):
+            self._threads.scratch = None
         cuts = pretokenize.piece_ends(data, self.pattern)
-        return self._encode_pieces(data, cuts, self._whole_slots, self._workspace())
+        ids, self._threads.scratch = self._encode_pieces(data, cuts, self._tables, self._threads.scratch)
+        return ids
 
     def _encode_pieces(
-        self,
-        data: builtins.bytes,
-        cuts: Iterable[tuple[int, np.ndarray]],
-        whole_slots: np.ndarray,
-        workspace: Workspace,
-    ) -> np.ndarray:
-        """Ids of `data`, cut as `pretokenize.piece_ends` describes."""
+        self, data: builtins.bytes, cuts: Iterable[tuple[int, np.ndarray]], tables: Tables, scratch: Scratch | None
+    ) -> tuple[np.ndarray, Scratch]:
+        """(ids of `data`, cut as `pretokenize.piece_ends` describes, the scratch for next time)."""
         from . import merge
 
+        scratch = scratch or merge.Scratch.make()
         view = np.frombuffer(data, dtype=np.uint8)
         out = np.empty(len(data), dtype=self.dtype)
         n_out = 0
@@ -278,60 +269,30 @@ class Tokenizer:
             done, room = 0, 1
             while room:
                 begin = int(ends[done - 1]) if done else start
-                done, n_out, room = merge.encode_pieces(
-                    view, begin, ends, done, self._byte_ids, *self._pair_table, whole_slots, self._blob,
-                    self._offsets, workspace.cache, workspace.work, workspace.heap, out, n_out,
-                )  # fmt: skip
+                done, n_out, room = merge.encode_pieces(view, begin, ends, done, tables, scratch, out, n_out)
                 if room:
-                    workspace.make_room(2 * room)
-        return out[:n_out].copy()
+                    scratch = merge.Scratch.make(2 * room, scratch.cache)
+        return out[:n_out].copy(), scratch
 
     def first_unreachable_token(self) -> int | None:
         """The first token (in order of ids) whose own bytes do not merge to it, None where there is none.
 
         Vocabularies learned by BPE have none: each token was the merge of a piece of text.
         """
-        from .merge import Workspace
-
         tokens = np.array(sorted(self._tokens))
         data = b"".join(self._tokens[token] for token in tokens.tolist())
         ends = np.cumsum([len(self._tokens[token]) for token in tokens.tolist()])
-        ids = self._encode_pieces(data, [(0, ends)], np.empty(0, dtype=np.int64), Workspace())
+        tables = self._tables._replace(whole_slots=np.empty(0, dtype=np.int64))
+        ids, _ = self._encode_pieces(data, [(0, ends)], tables, None)
         same = ids[:len(tokens)] == tokens  # never shorter: at least one id a token
         return None if same.all() else int(tokens[np.argmin(same)])
 
-    def _workspace(self) -> Workspace:
-        """This thread's."""
-        from .merge import Workspace
-
-        if not hasattr(self._threads, "workspace"):
-            self._threads.workspace = Workspace()
-        return self._threads.workspace
-
     @cached_property
-    def _pair_table(self) -> tuple[np.ndarray, np.ndarray]:
+    def _tables(self) -> Tables:
         from . import merge
 
-        table = merge.pair_table(len(self.merges))
-        merge.fill_pairs(self.merges, 0, *table)
-        return table
-
-    @cached_property
-    def _padded_blob(self) -> np.ndarray:
-        from . import merge
-
-        return np.concatenate([self._blob, np.zeros(merge.PADDING, dtype=np.uint8)])
-
-    @cached_property
-    def _whole_slots(self) -> np.ndarray:
-        """A hash table of all tokens by their bytes; empty where merges decide alone."""
-        from . import merge
-
-        if not self.whole_pieces:
-            return np.empty(0, dtype=np.int64)
-        slots = np.full(4 << len(self._tokens).bit_length(), -1, dtype=np.int64)
-        merge.fill_whole(np.array(list(self._tokens)), slots, self._blob, self._offsets)
-        return slots
+        names = {token: name.encode() for name, token in self._special_tokens.items()}
+        return merge.make_tables(self._tokens, self.merges, names, self.whole_pieces)
 
     # ---- decoding ----
 
@@ -348,12 +309,13 @@ class Tokenizer:
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise ValueError(f"expected ids as one row of integers, got shape {array.shape} of {array.dtype}")
         array = np.ascontiguousarray(array, dtype=None if array.dtype == self.dtype else np.int64)
-        size, wrong = merge.measure(array, self._offsets)
+        size, wrong = merge.measure(array, self._tables)
         if wrong >= 0:
+            n_tokens = len(self._tokens) + len(self._special_tokens)
             raise ValueError(f"id {given[wrong]} at position {wrong} names no token: ids go from 0 to "
-                             f"{self.vocab_size - 1}" + (", with gaps" if np.any(np.diff(self._offsets) == 0) else ""))
+                             f"{self.vocab_size - 1}" + (", with gaps" if self.vocab_size > n_tokens else ""))
         out = np.empty(size + merge.PADDING, dtype=np.uint8)
-        merge.copy_tokens(array, self._padded_blob, self._offsets, out)
+        merge.copy_tokens(array, self._tables, out)
         return out[:size].tobytes()
 
     def decode(self, ids: Ids, errors: str = "replace") -> str:

@@ -309,21 +309,11 @@ def _find_merges(tokens: Mapping[int, bytes], where: str) -> np.ndarray:
     """Merges (M, 3) of ranked tokens, in order of rank."""
     from . import merge
 
-    ranks = np.array(sorted(tokens), dtype=np.int64)
-    lengths = np.zeros(ranks[-1] + 1, dtype=np.int64)
-    lengths[ranks] = [len(tokens[rank]) for rank in ranks.tolist()]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    blob = np.frombuffer(b"".join(tokens[rank] for rank in ranks.tolist()), dtype=np.uint8)
-    byte_ids = np.zeros(256, dtype=np.int64)
-    for rank, data in tokens.items():
-        if len(data) == 1:
-            byte_ids[data[0]] = rank
-    order = ranks[lengths[ranks] > 1]
+    order = np.array(sorted(token for token, data in tokens.items() if len(data) > 1), dtype=np.int64)
     merges = np.empty((len(order), 3), dtype=np.int64)
-    workspace = merge.Workspace(int(lengths.max()))
-    found = merge.find_merges(
-        order, blob, offsets, byte_ids, *merge.pair_table(len(order)), workspace.work, workspace.heap, merges
-    )
+    tables = merge.make_tables(tokens, merges[:0])
+    scratch = merge.Scratch.make(max(map(len, tokens.values())))
+    found = merge.find_merges(order, tables, scratch, merges)
     if found < len(order):
         token = int(order[found])
         raise FormatError(f"{where}: token {token}, {tokens[token]!r}, is not made of two tokens of lower rank")

@@ -12,11 +12,14 @@ What happens to a piece, cheapest first:
 
 Pairs live in an open-addressing hash table: (left, right) → (priority, new id) in one int64 each.
 
-The arrays a thread writes to (cache, scratch) are in a `Workspace` of its own; the tables are shared and read-only.
-Nothing allocates in here: a loop that needs more room returns and says how much.
+The arrays a thread writes to are in a `Scratch` of its own; the `Tables` are shared and only read. Loops allocate
+nothing: one that needs more room returns and says how much.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,51 +34,106 @@ PADDING = 16
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
+class Tables(NamedTuple):
+    """A vocabulary as the loops read it.
+
+    `byte_ids` (256,): id of each byte. `pair_keys`, `pair_values`: the hash table of merges. Token t is
+    blob[offsets[t]:offsets[t + 1]]. `whole_slots`: the hash table of tokens that stay whole where a piece is one;
+    empty where merges decide alone.
+    """
+
+    byte_ids: np.ndarray
+    pair_keys: np.ndarray
+    pair_values: np.ndarray
+    blob: np.ndarray
+    offsets: np.ndarray
+    whole_slots: np.ndarray
+
+
+class Scratch(NamedTuple):
+    """What one thread writes to: the cache of pieces, and room for stretches of up to L bytes."""
+
+    cache: np.ndarray  # (lines, 8) uint64
+    ids: np.ndarray  # (L,) int64, as the next four
+    values: np.ndarray
+    following: np.ndarray
+    previous: np.ndarray
+    mended: np.ndarray
+    heap: np.ndarray  # (2L,) int64
+
+    @classmethod
+    def make(cls, length: int = 2 * WINDOW, cache: np.ndarray | None = None) -> Scratch:
+        """Room for stretches of up to `length` bytes, with an empty cache or the one given."""
+        if cache is None:
+            cache = np.zeros((2 << CACHE_BITS, 8), dtype=np.uint64)  # length 0 matches no piece
+        ids, values, following, previous, mended = np.empty((5, length), dtype=np.int64)
+        heap = np.empty(2 * length, dtype=np.int64)
+        return cls(cache, ids, values, following, previous, mended, heap)
+
+
+def make_tables(
+    tokens: Mapping[int, bytes], merges: np.ndarray, names: Mapping[int, bytes] | None = None, whole: bool = False
+) -> Tables:
+    """Tables of ordinary tokens, merges (M, 3) and the names of special tokens."""
+    everything = {**tokens, **(names or {})}
+    lengths = np.zeros(max(everything) + 1, dtype=np.int64)
+    lengths[list(everything)] = [len(data) for data in everything.values()]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    blob = np.frombuffer(b"".join([everything[token] for token in sorted(everything)] + [bytes(PADDING)]), np.uint8)
+    byte_ids = np.zeros(256, dtype=np.int64)
+    for token, data in tokens.items():
+        if len(data) == 1:
+            byte_ids[data[0]] = token
+    size = 1 << (2 * max(len(tokens), len(merges))).bit_length()  # at most half full
+    pair_keys, pair_values = np.full(size, -1, dtype=np.int64), np.empty(size, dtype=np.int64)
+    whole_slots = np.full(size if whole else 0, -1, dtype=np.int64)
+    tables = Tables(byte_ids, pair_keys, pair_values, blob, offsets, whole_slots)
+    fill_pairs(merges, 0, tables)
+    if whole:
+        fill_whole(np.array(list(tokens)), tables)
+    return tables
+
+
 # ---- pairs ----
 
 
 @inline
-def pair_slot(pair_keys, key):
+def pair_slot(tables, key):
     """Where `key` is, or the free place where it belongs."""
-    mask = pair_keys.size - 1
+    mask = tables.pair_keys.size - 1
     mixed = np.uint64(key) * GOLDEN
     slot = np.int64((mixed ^ mixed >> np.uint64(32)) & np.uint64(mask))
-    while pair_keys[slot] != key and pair_keys[slot] != -1:
+    while tables.pair_keys[slot] != key and tables.pair_keys[slot] != -1:
         slot = (slot + 1) & mask
     return slot
 
 
 @inline
-def pair_value(pair_keys, pair_values, left, right):
+def pair_value(tables, left, right):
     """priority << 32 | new id, or NO_PAIR."""
-    slot = pair_slot(pair_keys, left << 32 | right)
-    return pair_values[slot] if pair_keys[slot] != -1 else NO_PAIR
+    slot = pair_slot(tables, left << 32 | right)
+    return tables.pair_values[slot] if tables.pair_keys[slot] != -1 else NO_PAIR
 
 
 @kernel
-def fill_pairs(merges, first_priority, pair_keys, pair_values):
-    """Enter merges (M, 3) into the table. The table must have room."""
+def fill_pairs(merges, first_priority, tables):
+    """Enter merges (M, 3) into the table, which must have room."""
     for i in range(merges.shape[0]):
         key = merges[i, 0] << 32 | merges[i, 1]
-        slot = pair_slot(pair_keys, key)
-        pair_keys[slot] = key
-        pair_values[slot] = (first_priority + i) << 32 | merges[i, 2]
-
-
-def pair_table(capacity: int) -> tuple[np.ndarray, np.ndarray]:
-    """An empty table for `capacity` pairs, at most half full."""
-    size = 1 << max(4, int(2 * capacity).bit_length())
-    return np.full(size, -1, dtype=np.int64), np.empty(size, dtype=np.int64)
+        slot = pair_slot(tables, key)
+        tables.pair_keys[slot] = key
+        tables.pair_values[slot] = (first_priority + i) << 32 | merges[i, 2]
 
 
 # ---- one piece ----
 
 
 @inline
-def merge_short(ids, n, values, pair_keys, pair_values):
-    """Merge ids[:n] in place. Returns the new n."""
+def merge_short(n, tables, scratch):
+    """Merge scratch.ids[:n] in place. Returns the new n."""
+    ids, values = scratch.ids, scratch.values
     for i in range(n - 1):
-        values[i] = pair_value(pair_keys, pair_values, ids[i], ids[i + 1])
+        values[i] = pair_value(tables, ids[i], ids[i + 1])
     while n > 1:
         best = 0
         for i in range(1, n - 1):
@@ -89,9 +147,9 @@ def merge_short(ids, n, values, pair_keys, pair_values):
             ids[i] = ids[i + 1]
             values[i - 1] = values[i]
         if best > 0:
-            values[best - 1] = pair_value(pair_keys, pair_values, ids[best - 1], ids[best])
+            values[best - 1] = pair_value(tables, ids[best - 1], ids[best])
         if best < n - 1:
-            values[best] = pair_value(pair_keys, pair_values, ids[best], ids[best + 1])
+            values[best] = pair_value(tables, ids[best], ids[best + 1])
     return n
 
 
@@ -124,17 +182,19 @@ def push(heap, size, item):
 
 
 @kernel
-def merge_long(ids, n, values, following, previous, heap, pair_keys, pair_values):
+def merge_long(n, tables, scratch):
     """As `merge_short`, for any n. `heap` has room for 2n: each merge takes one entry out and puts two in.
 
     An entry is priority << 32 | position, so the leftmost of equals comes first. One that no longer matches
     values[position] is out of date and skipped.
     """
+    ids, values, following, previous = scratch.ids, scratch.values, scratch.following, scratch.previous
+    heap = scratch.heap
     size = 0
     for i in range(n):
         following[i] = i + 1
         previous[i] = i - 1
-        values[i] = pair_value(pair_keys, pair_values, ids[i], ids[i + 1]) if i + 1 < n else NO_PAIR
+        values[i] = pair_value(tables, ids[i], ids[i + 1]) if i + 1 < n else NO_PAIR
         if values[i] != NO_PAIR:
             heap[size] = values[i] >> 32 << 32 | i
             size += 1
@@ -157,11 +217,11 @@ def merge_long(ids, n, values, following, previous, heap, pair_keys, pair_values
         values[i] = NO_PAIR
         if after < n:
             previous[after] = i
-            values[i] = pair_value(pair_keys, pair_values, ids[i], ids[after])
+            values[i] = pair_value(tables, ids[i], ids[after])
             if values[i] != NO_PAIR:
                 size = push(heap, size, values[i] >> 32 << 32 | i)
         if before >= 0:
-            values[before] = pair_value(pair_keys, pair_values, ids[before], ids[i])
+            values[before] = pair_value(tables, ids[before], ids[i])
             if values[before] != NO_PAIR:
                 size = push(heap, size, values[before] >> 32 << 32 | before)
 
@@ -174,42 +234,47 @@ def merge_long(ids, n, values, following, previous, heap, pair_keys, pair_values
 
 
 @kernel
-def merge_piece(data, start, end, byte_ids, pair_keys, pair_values, work, heap):
-    """Encode data[start:end]; ids end up in work[0]. Returns how many."""
-    ids, values = work[0], work[1]
+def merge_piece(data, start, end, tables, scratch):
+    """Encode data[start:end]; ids end up in scratch.ids. Returns how many."""
     for i in range(start, end):
-        ids[i - start] = byte_ids[data[i]]
+        scratch.ids[i - start] = tables.byte_ids[data[i]]
     if end - start <= SHORT:
-        return merge_short(ids, end - start, values, pair_keys, pair_values)
-    return merge_long(ids, end - start, values, work[2], work[3], heap, pair_keys, pair_values)
+        return merge_short(end - start, tables, scratch)
+    return merge_long(end - start, tables, scratch)
 
 
 # ---- one very long piece ----
 
 
 @inline
-def bytes_of(tokens, begin, end, offsets):
+def length(tables, token):
+    """Of a token, in bytes."""
+    return tables.offsets[token + 1] - tables.offsets[token]
+
+
+@inline
+def bytes_of(tokens, begin, end, tables):
     """How many bytes tokens[begin:end] stand for."""
     total = np.int64(0)
     for i in range(begin, end):
-        total += offsets[np.int64(tokens[i]) + 1] - offsets[np.int64(tokens[i])]
+        total += length(tables, np.int64(tokens[i]))
     return total
 
 
 @inline
-def seam_holds(data, seam, left, right, byte_ids, pair_keys, pair_values, offsets, work, heap):
+def seam_holds(data, seam, left, right, tables, scratch):
     """Whether neighbours `left` and `right`, which meet at byte `seam`, stay as they are when encoded by themselves."""
-    start = seam - (offsets[left + 1] - offsets[left])
-    end = seam + (offsets[right + 1] - offsets[right])
+    start = seam - length(tables, left)
+    end = seam + length(tables, right)
     return (
-        end - start <= work.shape[1]
-        and merge_piece(data, start, end, byte_ids, pair_keys, pair_values, work, heap) == 2
-        and work[0, 0] == left
+        end - start <= scratch.ids.size
+        and merge_piece(data, start, end, tables, scratch) == 2
+        and scratch.ids[0] == left
     )
 
 
 @kernel
-def merge_windows(data, start, end, byte_ids, pair_keys, pair_values, offsets, work, heap, out, n_out):
+def merge_windows(data, start, end, tables, scratch, out, n_out):
     """Encode data[start:end] to out[n_out:], window by window. Returns (n_out, 0), or (n_out, room needed).
 
     The ids of two texts x and y, one after the other, are the ids of xy whenever the last token of x and the first
@@ -222,41 +287,50 @@ def merge_windows(data, start, end, byte_ids, pair_keys, pair_values, offsets, w
     position = start  # out[first:n_out] are the ids of data[start:position]
     while position < end:
         stop = min(position + WINDOW, end)
-        count = merge_piece(data, position, stop, byte_ids, pair_keys, pair_values, work, heap)
+        count = merge_piece(data, position, stop, tables, scratch)
         seam = n_out
         for i in range(count):
-            out[n_out + i] = work[0, i]
+            out[n_out + i] = scratch.ids[i]
         n_out += count
+        holds = seam == first or seam_holds(
+            data, position, np.int64(out[seam - 1]), np.int64(out[seam]), tables, scratch
+        )
         reach = 1
-        holds = seam == first or seam_holds(data, position, np.int64(out[seam - 1]), np.int64(out[seam]),
-                                            byte_ids, pair_keys, pair_values, offsets, work, heap)  # fmt: skip
         while not holds:
             a, b = max(seam - reach, first), min(seam + reach, n_out)
-            begin = position - bytes_of(out, a, seam, offsets)
-            close = position + bytes_of(out, seam, b, offsets)
-            if close - begin > work.shape[1]:
+            begin = position - bytes_of(out, a, seam, tables)
+            close = position + bytes_of(out, seam, b, tables)
+            if close - begin > scratch.ids.size:
                 return first, close - begin
-            count = merge_piece(data, begin, close, byte_ids, pair_keys, pair_values, work, heap)
+            count = merge_piece(data, begin, close, tables, scratch)
             for i in range(count):
-                work[4, i] = work[0, i]
-            holds = (a == first or seam_holds(data, begin, np.int64(out[a - 1]), work[4, 0],
-                                              byte_ids, pair_keys, pair_values, offsets, work, heap)) and (
-                     b == n_out or seam_holds(data, close, work[4, count - 1], np.int64(out[b]),
-                                              byte_ids, pair_keys, pair_values, offsets, work, heap))  # fmt: skip
+                scratch.mended[i] = scratch.ids[i]
+            holds = a == first or seam_holds(
+                data, begin, np.int64(out[a - 1]), scratch.mended[0], tables, scratch
+            )
+            holds = holds and (b == n_out or seam_holds(
+                data, close, scratch.mended[count - 1], np.int64(out[b]), tables, scratch
+            ))
             reach *= 2
-            if holds:  # out[a:b] gives way to work[4, :count]
-                shift = count - (b - a)
-                if shift <= 0:
-                    for i in range(b, n_out):
-                        out[i + shift] = out[i]
-                else:
-                    for i in range(n_out - 1, b - 1, -1):
-                        out[i + shift] = out[i]
-                for i in range(count):
-                    out[a + i] = work[4, i]
-                n_out += shift
+            if holds:
+                n_out = replace(out, a, b, n_out, scratch.mended, count)
         position = stop
     return n_out, 0
+
+
+@inline
+def replace(out, a, b, n_out, mended, count):
+    """Let out[a:b] of out[:n_out] give way to mended[:count]. Returns the new n_out."""
+    shift = count - (b - a)
+    if shift <= 0:
+        for i in range(b, n_out):
+            out[i + shift] = out[i]
+    else:
+        for i in range(n_out - 1, b - 1, -1):
+            out[i + shift] = out[i]
+    for i in range(count):
+        out[a + i] = mended[i]
+    return n_out + shift
 
 
 # ---- keys: up to 31 bytes and their number in four words ----
@@ -315,15 +389,13 @@ def piece_key(data, start, end):
 
 
 @kernel
-def encode_pieces(
-    data, start, ends, first, byte_ids, pair_keys, pair_values, whole_slots, blob, offsets,
-    cache, work, heap, out, n_out,
-):  # fmt: skip
+def encode_pieces(data, start, ends, first, tables, scratch, out, n_out):
     """Encode the pieces that end at ends[first:], the first of which begins at byte `start`, to out[n_out:].
 
-    Returns (pieces done, n_out, room): room is 0 when all are done, else `work` (5, L) and `heap` (2L,) are too
-    small for the next piece, and L must be at least `room`.
+    Returns (pieces done, n_out, room): room is 0 when all are done, else the next piece needs a `Scratch` for
+    stretches of at least `room` bytes.
     """
+    cache, ids = scratch.cache, scratch.ids
     mask = np.uint64((1 << CACHE_BITS) - 1)
     for piece in range(first, ends.size):
         end = ends[piece]
@@ -351,48 +423,31 @@ def encode_pieces(
                     n_out += 1
                 start = end
                 continue
-        count = 0
-        if whole_slots.size:
-            token = whole_piece(data, start, end, whole_slots, blob, offsets)
-            if token >= 0:
-                work[0, 0] = token
-                count = 1
-        if count == 0 and n > WINDOW:
-            n_out, room = merge_windows(
-                data, start, end, byte_ids, pair_keys, pair_values, offsets, work, heap, out, n_out
-            )
+        token = whole_piece(data, start, end, tables)
+        if token < 0 and n > WINDOW:
+            n_out, room = merge_windows(data, start, end, tables, scratch, out, n_out)
             if room:
                 return piece, n_out, room
             start = end
             continue
-        if count == 0:
-            count = merge_piece(data, start, end, byte_ids, pair_keys, pair_values, work, heap)
+        count = 1
+        if token >= 0:
+            ids[0] = token
+        else:
+            count = merge_piece(data, start, end, tables, scratch)
         for i in range(count):
-            out[n_out + i] = work[0, i]
+            out[n_out + i] = ids[i]
         n_out += count
         if line >= 0 and count <= 8:
             for word in range(8):  # the newest in front, the older of the two falls out
                 cache[line + 1, word] = cache[line, word]
             cache[line, 0], cache[line, 1], cache[line, 2], cache[line, 3] = a, b, c, d
             for i in range(0, 8, 2):
-                low = work[0, i] if i < count else NO_ID
-                high = work[0, i + 1] if i + 1 < count else NO_ID
+                low = ids[i] if i < count else NO_ID
+                high = ids[i + 1] if i + 1 < count else NO_ID
                 cache[line, 4 + i // 2] = np.uint64(high) << np.uint64(32) | np.uint64(low)
         start = end
     return ends.size, n_out, 0
-
-
-class Workspace:
-    """What one thread writes to while it encodes: the cache of pieces, and scratch for the piece at hand."""
-
-    def __init__(self, length: int = 2 * WINDOW) -> None:
-        self.cache = np.zeros((2 << CACHE_BITS, 8), dtype=np.uint64)  # length 0 matches no piece
-        self.make_room(length)
-
-    def make_room(self, length: int) -> None:
-        """Scratch for stretches up to `length` bytes."""
-        self.work = np.empty((5, length), dtype=np.int64)
-        self.heap = np.empty(2 * length, dtype=np.int64)
 
 
 # ---- whole pieces (tiktoken and ignore_merges: a piece that is a token needs no merges) ----
@@ -408,73 +463,74 @@ def bytes_hash(data, start, end):
 
 
 @inline
-def whole_piece(data, start, end, whole_slots, blob, offsets):
-    """The token whose bytes are data[start:end], or -1."""
-    mask = np.uint64(whole_slots.size - 1)
+def whole_piece(data, start, end, tables):
+    """The token whose bytes are data[start:end], or -1; always -1 where merges decide alone."""
+    if tables.whole_slots.size == 0:
+        return np.int64(-1)
+    mask = np.uint64(tables.whole_slots.size - 1)
     slot = bytes_hash(data, start, end) & mask
-    while whole_slots[slot] >= 0:
-        token = whole_slots[slot]
-        if offsets[token + 1] - offsets[token] == end - start:
-            same = True
-            for i in range(end - start):
-                if blob[offsets[token] + i] != data[start + i]:
-                    same = False
-                    break
-            if same:
+    while tables.whole_slots[slot] >= 0:
+        token = tables.whole_slots[slot]
+        if length(tables, token) == end - start:
+            i = start
+            while i < end and tables.blob[tables.offsets[token] + i - start] == data[i]:
+                i += 1
+            if i == end:
                 return token
         slot = (slot + np.uint64(1)) & mask
     return np.int64(-1)
 
 
 @kernel
-def fill_whole(tokens, whole_slots, blob, offsets):
+def fill_whole(tokens, tables):
     """Enter tokens, given by id, into the table of whole pieces."""
-    mask = np.uint64(whole_slots.size - 1)
+    mask = np.uint64(tables.whole_slots.size - 1)
     for token in tokens:
-        slot = bytes_hash(blob, offsets[token], offsets[token + 1]) & mask
-        while whole_slots[slot] >= 0:
+        slot = bytes_hash(tables.blob, tables.offsets[token], tables.offsets[token + 1]) & mask
+        while tables.whole_slots[slot] >= 0:
             slot = (slot + np.uint64(1)) & mask
-        whole_slots[slot] = token
+        tables.whole_slots[slot] = token
 
 
 # ---- decoding, and the merges behind ranks ----
 
 
 @kernel
-def measure(ids, offsets):
+def measure(ids, tables):
     """(number of bytes that ids stand for, position of the first that is no token, or -1)."""
     total = 0
     for i in range(ids.size):
         token = np.int64(ids[i])
-        if token < 0 or token >= offsets.size - 1 or offsets[token] == offsets[token + 1]:
+        if token < 0 or token >= tables.offsets.size - 1 or length(tables, token) == 0:
             return total, i
-        total += offsets[token + 1] - offsets[token]
+        total += length(tables, token)
     return total, -1
 
 
 @kernel
-def copy_tokens(ids, blob, offsets, out):
-    """Write the bytes of every token one after another. `blob` and `out` have `PADDING` bytes to spare."""
+def copy_tokens(ids, tables, out):
+    """Write the bytes of every token one after another. `out` has `PADDING` bytes to spare, as the blob has."""
     position = 0
     for token in ids:
-        begin, end = offsets[token], offsets[token + 1]
+        begin, end = tables.offsets[token], tables.offsets[token + 1]
         for i in range(PADDING):  # a fixed number is one vector copy; the next token overwrites what is too much
-            out[position + i] = blob[begin + i]
+            out[position + i] = tables.blob[begin + i]
         for i in range(PADDING, end - begin):
-            out[position + i] = blob[begin + i]
+            out[position + i] = tables.blob[begin + i]
         position += end - begin
 
 
 @kernel
-def find_merges(order, blob, offsets, byte_ids, pair_keys, pair_values, work, heap, merges):
+def find_merges(order, tables, scratch, merges):
     """For tokens in order of rank, the two tokens of lower rank that each is made of, to merges (M, 3).
 
-    Returns the place in `order` of the first token that is not made of two, or M.
+    Enters them into the table of pairs as it goes. Returns the place in `order` of the first token that is not made
+    of two, or M.
     """
     for i in range(order.size):
         token = order[i]
-        if merge_piece(blob, offsets[token], offsets[token + 1], byte_ids, pair_keys, pair_values, work, heap) != 2:
+        if merge_piece(tables.blob, tables.offsets[token], tables.offsets[token + 1], tables, scratch) != 2:
             return i
-        merges[i, 0], merges[i, 1], merges[i, 2] = work[0, 0], work[0, 1], token
-        fill_pairs(merges[i:i + 1], i, pair_keys, pair_values)
+        merges[i, 0], merges[i, 1], merges[i, 2] = scratch.ids[0], scratch.ids[1], token
+        fill_pairs(merges[i:i + 1], i, tables)
     return order.size

@@ -72,7 +72,7 @@ SCANNERS = {GPT2: 0, GPT4: 1, GPT4_TIKTOKEN: 2, GPT4O: 3}
 # around: here a text can be cut before it is known how it goes on. (?r) searches from the end.
 CUT = regex.compile(r"(?r)(?<=\p{L})(?=[^\p{L}\p{M}'])")
 
-BLOCK_BYTES = 1 << 22
+BLOCK_BYTES = 1 << 20
 BLOCK_PIECES = 1 << 14
 
 
@@ -144,31 +144,45 @@ def piece_ends(data: bytes, pattern: str | None) -> Iterator[tuple[int, np.ndarr
 def blocks(texts: Texts, pattern: str | None, special_tokens: Collection[str] = ()) -> Iterator[bytes]:
     """The texts as stretches of bytes to be cut into pieces one by one; special tokens are left out.
 
-    A text is a str, bytes, or a path. Files are read in blocks of a few megabytes, and the pieces are those of the
-    whole file. (With a pattern of your own, of which nothing is known, a file is read whole.)
+    A text is a str, bytes, or a path. It is read in blocks of about a megabyte, and the pieces are those of the whole.
+    (With a pattern of your own, of which nothing is known, a text is one block.)
     """
     names = frozenset(special_tokens)
     ordinary = special_expression(names).split if names else lambda data: [data]
     for text in [texts] if isinstance(texts, (str, bytes, os.PathLike)) else texts:
-        if isinstance(text, os.PathLike):
-            path = Path(text)
-            stretches: Iterable[bytes] = _file_blocks(path, names) if pattern in SCANNERS else [path.read_bytes()]
+        if pattern in SCANNERS:
+            stretches = _rejoin(_parts(text, BLOCK_BYTES), names)
         else:
-            stretches = [to_bytes(text)]
+            stretches = iter([Path(text).read_bytes() if isinstance(text, os.PathLike) else to_bytes(text)])
         for stretch in stretches:
             yield from filter(None, ordinary(stretch))
 
 
-def _file_blocks(path: Path, special_tokens: frozenset[str]) -> Iterator[bytes]:
-    parts: list[bytes] = []
-    with path.open("rb") as file:
-        while part := file.read(BLOCK_BYTES):
-            cut = _last_cut(part, special_tokens)
-            if cut:
-                yield b"".join([*parts, part[:cut]])
-                parts = []
-            parts.append(part[cut:])
-    yield b"".join(parts)
+def _parts(text: str | bytes | os.PathLike, size: int) -> Iterator[bytes]:
+    """A text in parts of about `size`, cut anywhere."""
+    if isinstance(text, os.PathLike):
+        with Path(text).open("rb") as file:
+            while part := file.read(size):
+                yield part
+    elif isinstance(text, str) and text.isascii():
+        for start in range(0, len(text), size):
+            yield text[start:start + size].encode()
+    else:
+        data = to_bytes(text)
+        for start in range(0, len(data), size):
+            yield data[start:start + size]
+
+
+def _rejoin(parts: Iterable[bytes], special_tokens: frozenset[str]) -> Iterator[bytes]:
+    """The same text in parts that end where pieces end, whatever follows."""
+    waiting: list[bytes] = []
+    for part in parts:
+        cut = _last_cut(part, special_tokens)
+        if cut:
+            yield b"".join([*waiting, part[:cut]])
+            waiting = []
+        waiting.append(part[cut:])
+    yield b"".join(waiting)
 
 
 def _last_cut(data: bytes, special_tokens: frozenset[str]) -> int:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -173,27 +174,21 @@ def merge(counts: Counts, n_merges: int, min_count: int = 1, progress: Progress 
         raise ValueError(f"{data.size} bytes of different pieces are too many: train on less text, or use a pattern")
     in_order = np.empty(256, dtype=np.int32)
     in_order[naive.BYTES_IN_ORDER] = np.arange(256)
-    tokens = in_order[data]
-    following, previous, word_of, pair_of, chain_next, chain_previous = np.empty((6, data.size), dtype=np.int32)
-    link(ends, following, previous, word_of)
-    text = (tokens, following, previous, word_of, weights, pair_of, chain_next, chain_previous)
+    words = Words.make(in_order[data], ends, weights)
 
-    pairs = Pairs()
-    position = 0
+    pairs, used, position = Pairs.make(FIRST_PAIRS), 0, 0
     while position < data.size:
-        position, pairs.used = collect(*text, *pairs.arrays, pairs.used, position)
-        pairs.make_room(FIRST_PAIRS)
-    pairs.queued = fill_heap(pairs.key, pairs.count, pairs.heap, pairs.heap_count, 0, 0, pairs.used)
+        position, used = collect(words, pairs, used, position)
+        pairs = pairs.with_room(used, FIRST_PAIRS)
+    queued = fill_heap(pairs, 0, 0, used)
 
     n_merges = min(n_merges, data.size)  # each joins at least one pair, so there cannot be more
     merges = np.empty((n_merges, 3), dtype=np.int64)
     done, more = 0, True
     while more and done < n_merges:
-        pairs.make_room(new_pairs_of_a_step(256 + done))
+        pairs = pairs.with_room(used, new_pairs_of_a_step(256 + done))
         stop = min(done + STEPS, n_merges)
-        done, pairs.used, pairs.queued, more = merge_best(
-            *text, *pairs.arrays, pairs.used, pairs.heap, pairs.heap_count, pairs.queued, merges, done, stop, min_count
-        )
+        done, used, queued, more = merge_best(words, pairs, used, queued, merges, done, stop, min_count)
         if progress:
             progress("merges learned", done, n_merges)
     merges = merges[:done]
@@ -202,38 +197,62 @@ def merge(counts: Counts, n_merges: int, min_count: int = 1, progress: Progress 
     return merges
 
 
-class Pairs:
-    """Every pair met so far: its key (left << 32 | right), its count, its chain of positions; and the heap of pairs.
+class Words(NamedTuple):
+    """All different pieces, end to end: one entry a position. -1 stands for none.
 
-    `slots` is the hash table from key to number.
+    A pair is named by its left position i: `pair_of[i]` is its number, and `chain_next`, `chain_previous` lead to the
+    other positions of the same pair. `weights`, one a word, say how often the word occurs.
     """
 
-    def __init__(self) -> None:
-        self.key = np.empty(0, dtype=np.int64)
-        self.count = np.empty(0, dtype=np.int64)
-        self.first = np.empty(0, dtype=np.int32)
-        self.last = np.empty(0, dtype=np.int32)
-        self.heap = np.empty(0, dtype=np.int32)
-        self.heap_count = np.empty(0, dtype=np.int64)
-        self.used = self.queued = 0
-        self.make_room(FIRST_PAIRS)
+    tokens: np.ndarray
+    following: np.ndarray
+    previous: np.ndarray
+    word_of: np.ndarray
+    pair_of: np.ndarray
+    chain_next: np.ndarray
+    chain_previous: np.ndarray
+    weights: np.ndarray
 
-    @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        return self.key, self.count, self.first, self.last, self.slots
+    @classmethod
+    def make(cls, tokens: np.ndarray, ends: np.ndarray, weights: np.ndarray) -> Words:
+        """Words that end at `ends`, linked within, with no pair entered yet."""
+        following, previous, word_of, pair_of, chain_next, chain_previous = np.empty((6, tokens.size), dtype=np.int32)
+        words = cls(tokens, following, previous, word_of, pair_of, chain_next, chain_previous, weights)
+        link(words, ends)
+        return words
 
-    def make_room(self, room: int) -> None:
-        """Make sure that `room` more pairs fit; the hash table stays at most half full."""
-        if self.used + room <= self.key.size:
-            return
-        size = 2 * (self.used + room)
-        for name in ("key", "count", "first", "last", "heap", "heap_count"):
-            old = getattr(self, name)
-            new = np.empty(size, dtype=old.dtype)
+
+class Pairs(NamedTuple):
+    """Every pair met so far, by number: key (left << 32 | right), count, first and last position of its chain.
+
+    `slots` is the hash table from key to number. `heap` and `heap_count` are the queue of pairs to merge.
+    """
+
+    key: np.ndarray
+    counts: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    heap: np.ndarray
+    heap_count: np.ndarray
+    slots: np.ndarray
+
+    @classmethod
+    def make(cls, room: int) -> Pairs:
+        """Room for `room` pairs; the hash table is at most half full."""
+        key, counts, heap_count = np.empty((3, room), dtype=np.int64)
+        first, last, heap = np.empty((3, room), dtype=np.int32)
+        slots = np.full(1 << (2 * room).bit_length(), -1, dtype=np.int32)
+        return cls(key, counts, first, last, heap, heap_count, slots)
+
+    def with_room(self, used: int, room: int) -> Pairs:
+        """These pairs, or a larger copy if fewer than `room` more would fit."""
+        if used + room <= self.key.size:
+            return self
+        larger = Pairs.make(2 * (used + room))
+        for old, new in zip(self[:-1], larger[:-1], strict=True):
             new[:old.size] = old
-            setattr(self, name, new)
-        self.slots = np.full(1 << int(2 * size).bit_length(), -1, dtype=np.int32)
-        fill_slots(self.key, self.used, self.slots)
+        fill_slots(larger, used)
+        return larger
 
 
 @inline
@@ -243,109 +262,106 @@ def new_pairs_of_a_step(new):
 
 
 @inline
-def slot_of(key, slots, wanted):
+def slot_of(pairs, wanted):
     """Where `wanted` is, or the free place where it belongs."""
-    mask = slots.size - 1
+    mask = pairs.slots.size - 1
     mixed = np.uint64(wanted) * GOLDEN
     slot = np.int64(mixed >> np.uint64(24)) & mask
-    while slots[slot] >= 0 and key[slots[slot]] != wanted:
+    while pairs.slots[slot] >= 0 and pairs.key[pairs.slots[slot]] != wanted:
         slot = (slot + 1) & mask
     return slot
 
 
 @kernel
-def fill_slots(key, used, slots):
-    """Enter the first `used` keys into the table."""
-    for i in range(used):
-        slots[slot_of(key, slots, key[i])] = i
+def fill_slots(pairs, used):
+    """Enter the first `used` keys into the hash table."""
+    for pair in range(used):
+        pairs.slots[slot_of(pairs, pairs.key[pair])] = pair
 
 
 @kernel
-def link(ends, following, previous, word_of):
-    """Make a list of every word; -1 stands for no neighbour."""
+def link(words, ends):
+    """Make a list of every word."""
     start = 0
     for word in range(ends.size):
         end = ends[word]
         for i in range(start, end):
-            following[i] = i + 1 if i + 1 < end else -1
-            previous[i] = i - 1 if i > start else -1
-            word_of[i] = word
+            words.following[i] = i + 1 if i + 1 < end else -1
+            words.previous[i] = i - 1 if i > start else -1
+            words.word_of[i] = word
         start = end
 
 
 @inline
-def enter(i, tokens, following, weight, pair_of, chain_next, chain_previous, key, count, first, last, slots, used):
+def enter(words, pairs, used, i, weight):
     """Append position i to the chain of the pair that begins there. Returns the number of pairs known."""
-    wanted = np.int64(tokens[i]) << 32 | np.int64(tokens[following[i]])
-    slot = slot_of(key, slots, wanted)
-    pair = np.int64(slots[slot])
+    wanted = np.int64(words.tokens[i]) << 32 | np.int64(words.tokens[words.following[i]])
+    slot = slot_of(pairs, wanted)
+    pair = np.int64(pairs.slots[slot])
     if pair < 0:
         pair = used
-        slots[slot] = pair
-        key[pair] = wanted
-        count[pair] = 0
-        first[pair] = last[pair] = -1
+        pairs.slots[slot] = pair
+        pairs.key[pair] = wanted
+        pairs.counts[pair] = 0
+        pairs.first[pair] = pairs.last[pair] = -1
         used += 1
-    count[pair] += weight
-    pair_of[i] = pair
-    chain_next[i] = -1
-    chain_previous[i] = last[pair]
-    if last[pair] >= 0:
-        chain_next[last[pair]] = i
+    last = pairs.last[pair]
+    pairs.counts[pair] += weight
+    pairs.last[pair] = i
+    words.pair_of[i] = pair
+    words.chain_next[i] = -1
+    words.chain_previous[i] = last
+    if last >= 0:
+        words.chain_next[last] = i
     else:
-        first[pair] = i
-    last[pair] = i
+        pairs.first[pair] = i
     return used
 
 
 @inline
-def leave(i, weight, pair_of, chain_next, chain_previous, count, first, last):
+def leave(words, pairs, i, weight):
     """Take position i out of its chain."""
-    pair, before, after = pair_of[i], chain_previous[i], chain_next[i]
-    count[pair] -= weight
+    pair, before, after = words.pair_of[i], words.chain_previous[i], words.chain_next[i]
+    pairs.counts[pair] -= weight
     if before >= 0:
-        chain_next[before] = after
+        words.chain_next[before] = after
     else:
-        first[pair] = after
+        pairs.first[pair] = after
     if after >= 0:
-        chain_previous[after] = before
+        words.chain_previous[after] = before
     else:
-        last[pair] = before
+        pairs.last[pair] = before
 
 
 @kernel
-def collect(
-    tokens, following, previous, word_of, weights, pair_of, chain_next, chain_previous,
-    key, count, first, last, slots, used, position,
-):  # fmt: skip
-    """Enter all positions from `position` on, while there is room for pairs. Returns (next position, pairs)."""
-    while position < tokens.size and used < key.size:
-        if following[position] >= 0:
-            weight = weights[word_of[position]]
-            used = enter(position, tokens, following, weight, pair_of, chain_next, chain_previous,
-                         key, count, first, last, slots, used)  # fmt: skip
+def collect(words, pairs, used, position):
+    """Enter all positions from `position` on, while there is room for pairs. Returns (next position, pairs known)."""
+    while position < words.tokens.size and used < pairs.key.size:
+        if words.following[position] >= 0:
+            used = enter(words, pairs, used, position, words.weights[words.word_of[position]])
         position += 1
     return position, used
 
 
 @inline
-def is_better(key, count_a, pair_a, count_b, pair_b):
+def is_better(pairs, count_a, a, count_b, b):
     """The rule of choice: larger count, then smaller key."""
-    return count_a > count_b or (count_a == count_b and key[pair_a] < key[pair_b])
+    return count_a > count_b or (count_a == count_b and pairs.key[a] < pairs.key[b])
 
 
 @inline
-def sink(key, heap, heap_count, queued, i):
+def sink(pairs, queued, i):
     """Let the entry at i of the heap sink to its place."""
+    heap, heap_count = pairs.heap, pairs.heap_count
     pair, n = heap[i], heap_count[i]
     while True:
         child = 2 * i + 1
         if child >= queued:
             break
         other = child + 1
-        if other < queued and is_better(key, heap_count[other], heap[other], heap_count[child], heap[child]):
+        if other < queued and is_better(pairs, heap_count[other], heap[other], heap_count[child], heap[child]):
             child = other
-        if not is_better(key, heap_count[child], heap[child], n, pair):
+        if not is_better(pairs, heap_count[child], heap[child], n, pair):
             break
         heap[i], heap_count[i] = heap[child], heap_count[child]
         i = child
@@ -353,68 +369,65 @@ def sink(key, heap, heap_count, queued, i):
 
 
 @kernel
-def fill_heap(key, count, heap, heap_count, queued, begin, end):
+def fill_heap(pairs, queued, begin, end):
     """Add the pairs from `begin` to `end`. Returns the size of the heap."""
+    heap, heap_count = pairs.heap, pairs.heap_count
     for pair in range(begin, end):
         i = queued
         queued += 1
         while i > 0:
             parent = (i - 1) >> 1
-            if not is_better(key, count[pair], pair, heap_count[parent], heap[parent]):
+            if not is_better(pairs, pairs.counts[pair], pair, heap_count[parent], heap[parent]):
                 break
             heap[i], heap_count[i] = heap[parent], heap_count[parent]
             i = parent
-        heap[i], heap_count[i] = pair, count[pair]
+        heap[i], heap_count[i] = pair, pairs.counts[pair]
     return queued
 
 
 @kernel
-def merge_best(
-    tokens, following, previous, word_of, weights, pair_of, chain_next, chain_previous,
-    key, count, first, last, slots, used, heap, heap_count, queued, merges, done, stop, min_count,
-):  # fmt: skip
+def merge_best(words, pairs, used, queued, merges, done, stop, min_count):
     """Learn merges[done:stop], while there is room for the pairs of a step.
 
     Returns (merges done, pairs known, size of the heap, whether there is more to merge).
     """
+    heap, heap_count = pairs.heap, pairs.heap_count
     while done < stop:
-        while queued and heap_count[0] != count[heap[0]]:
-            heap_count[0] = count[heap[0]]
-            sink(key, heap, heap_count, queued, 0)
+        while queued and heap_count[0] != pairs.counts[heap[0]]:
+            heap_count[0] = pairs.counts[heap[0]]
+            sink(pairs, queued, 0)
         if queued == 0 or heap_count[0] < min_count:
             return done, used, queued, False
         new = 256 + done
-        if used + new_pairs_of_a_step(new) > key.size:
+        if used + new_pairs_of_a_step(new) > pairs.key.size:
             break
         pair = heap[0]
         queued -= 1
         heap[0], heap_count[0] = heap[queued], heap_count[queued]
-        sink(key, heap, heap_count, queued, 0)
+        sink(pairs, queued, 0)
 
-        merges[done, 0], merges[done, 1], merges[done, 2] = key[pair] >> 32, key[pair] & 0xFFFFFFFF, new
+        merges[done, 0], merges[done, 1], merges[done, 2] = pairs.key[pair] >> 32, pairs.key[pair] & 0xFFFFFFFF, new
         known = used
-        i = np.int64(first[pair])
+        i = np.int64(pairs.first[pair])
         while i >= 0:  # positions i and j become i
-            j = following[i]
-            left, right = previous[i], following[j]
-            weight = weights[word_of[i]]
+            j = words.following[i]
+            left, right = words.previous[i], words.following[j]
+            weight = words.weights[words.word_of[i]]
             if left >= 0:
-                leave(left, weight, pair_of, chain_next, chain_previous, count, first, last)
+                leave(words, pairs, left, weight)
             if right >= 0:
-                leave(j, weight, pair_of, chain_next, chain_previous, count, first, last)
-                previous[right] = i
-            next_i = chain_next[i]  # read now: in "aaa", j has just left this very chain, and i enters another below
-            tokens[i] = new
-            following[i] = right
+                leave(words, pairs, j, weight)
+                words.previous[right] = i
+            next_i = words.chain_next[i]  # read now: in "aaa", j has just left this very chain; i enters another below
+            words.tokens[i] = new
+            words.following[i] = right
             if left >= 0:
-                used = enter(left, tokens, following, weight, pair_of, chain_next, chain_previous,
-                             key, count, first, last, slots, used)  # fmt: skip
+                used = enter(words, pairs, used, left, weight)
             if right >= 0:
-                used = enter(i, tokens, following, weight, pair_of, chain_next, chain_previous,
-                             key, count, first, last, slots, used)  # fmt: skip
+                used = enter(words, pairs, used, i, weight)
             i = np.int64(next_i)
-        count[pair] = 0
-        first[pair] = last[pair] = -1
-        queued = fill_heap(key, count, heap, heap_count, queued, known, used)
+        pairs.counts[pair] = 0
+        pairs.first[pair] = pairs.last[pair] = -1
+        queued = fill_heap(pairs, queued, known, used)
         done += 1
     return done, used, queued, True
