@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import GRAIN, flat
-from .elementary import logistic, normal_cdf, normal_pdf, sigmoid
+from .elementary import logistic, normal_cdf, normal_pdf, sigmoid, use_widest_vectors
 from .jit import kernel, prange
 
 __all__ = ["gelu", "gelu_backward", "relu", "relu_backward", "silu", "silu_backward", "swiglu", "swiglu_backward"]
@@ -28,18 +28,21 @@ __all__ = ["gelu", "gelu_backward", "relu", "relu_backward", "silu", "silu_backw
 
 @kernel
 def _gelu_span(x, out):
+    use_widest_vectors()
     for i in range(x.size):
         out[i] = x[i] * normal_cdf(x[i])
 
 
 @kernel
 def _gelu_backward_span(dout, x, dx):
+    use_widest_vectors()
     for i in range(x.size):
         dx[i] = dout[i] * (normal_cdf(x[i]) + x[i] * normal_pdf(x[i]))
 
 
 @kernel
 def _gelu_tanh_span(x, out):
+    use_widest_vectors()
     a, b = x.dtype.type(2 * np.sqrt(2 / np.pi)), x.dtype.type(2 * np.sqrt(2 / np.pi) * 0.044715)
     for i in range(x.size):
         out[i] = x[i] * sigmoid(x[i] * (a + b * x[i] * x[i]))
@@ -47,6 +50,7 @@ def _gelu_tanh_span(x, out):
 
 @kernel
 def _gelu_tanh_backward_span(dout, x, dx):
+    use_widest_vectors()
     a, b = x.dtype.type(2 * np.sqrt(2 / np.pi)), x.dtype.type(2 * np.sqrt(2 / np.pi) * 0.044715)
     three = x.dtype.type(3)
     for i in range(x.size):
@@ -57,12 +61,14 @@ def _gelu_tanh_backward_span(dout, x, dx):
 
 @kernel
 def _silu_span(x, out):
+    use_widest_vectors()
     for i in range(x.size):
         out[i] = x[i] * sigmoid(x[i])
 
 
 @kernel
 def _silu_backward_span(dout, x, dx):
+    use_widest_vectors()
     for i in range(x.size):
         s, slope = logistic(x[i])
         dx[i] = dout[i] * (s + x[i] * slope)
@@ -70,12 +76,14 @@ def _silu_backward_span(dout, x, dx):
 
 @kernel
 def _swiglu_span(gate, up, out):
+    use_widest_vectors()
     for i in range(gate.size):
         out[i] = gate[i] * sigmoid(gate[i]) * up[i]
 
 
 @kernel
 def _swiglu_backward_span(dout, gate, up, dgate, dup):
+    use_widest_vectors()
     for i in range(gate.size):
         g, d = gate[i], dout[i]
         s, slope = logistic(g)

@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import operand, rows, rows_per_chunk
-from .elementary import exp, minus, row_maximum
+from .elementary import exp, minus, row_maximum, use_widest_vectors
 from .jit import kernel, prange
 from .matmul import matmul
 from .softmax import exp_sum
@@ -48,6 +48,7 @@ def _loss_rows(logits, targets, ignore_index, losses, lse, first, last):
 
 @kernel
 def _loss_backward_rows(dlosses, logits, targets, lse, ignore_index, dlogits, first, last):
+    use_widest_vectors()
     zero = logits.dtype.type(0)
     for i in range(first, last):
         xi, dxi, d, log_sum = logits[i], dlogits[i], dlosses[i], lse[i]
@@ -63,6 +64,7 @@ def _loss_backward_rows(dlosses, logits, targets, lse, ignore_index, dlogits, fi
 @kernel
 def _exponentiate_rows(logits, targets, losses, sums, first, last):
     """Replace each row by e − s·onehot(t) as above; note s and the loss."""
+    use_widest_vectors()
     for i in range(first, last):
         xi, target = logits[i], targets[i]
         maximum = row_maximum(xi)

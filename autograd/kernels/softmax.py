@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import rows, rows_per_chunk
-from .elementary import exp, minus, row_maximum
+from .elementary import exp, minus, row_maximum, use_widest_vectors
 from .jit import kernel, prange
 
 __all__ = ["log_softmax", "log_softmax_backward", "softmax", "softmax_backward"]
@@ -27,6 +27,7 @@ __all__ = ["log_softmax", "log_softmax_backward", "softmax", "softmax_backward"]
 @kernel
 def exp_sum(x, maximum):
     """Σ_j exp(x_j − maximum)."""
+    use_widest_vectors()
     total = x.dtype.type(0)
     for j in range(x.size):
         total += exp(x[j] - maximum)
@@ -35,6 +36,7 @@ def exp_sum(x, maximum):
 
 @kernel
 def _softmax_rows(x, out, first, last):
+    use_widest_vectors()
     for i in range(first, last):
         xi, oi = x[i], out[i]
         maximum = row_maximum(xi)
@@ -61,6 +63,7 @@ def _softmax_backward_rows(dout, out, dx, first, last):
 
 @kernel
 def _log_softmax_rows(x, out, first, last):
+    use_widest_vectors()
     for i in range(first, last):
         xi, oi = x[i], out[i]
         maximum = row_maximum(xi)
@@ -71,6 +74,7 @@ def _log_softmax_rows(x, out, first, last):
 
 @kernel
 def _log_softmax_backward_rows(dout, out, dx, first, last):
+    use_widest_vectors()
     for i in range(first, last):
         di, oi, dxi = dout[i], out[i], dx[i]
         total = dout.dtype.type(0)
