@@ -72,9 +72,8 @@ def _constants(dtype: type, integer: type, exp_q: list, erf_p: list, erfc_h: lis
         23: (0.693359375, -2.12194440054690583e-4),
         52: (6.93147180369123816490e-01, 1.90821492927058770002e-10),
     }[mantissa]
-    numbers = (0, 0.5, 1, 2, 3.9 if mantissa == 23 else 5.8, np.inf, 1 / np.log(2), ln2_high, ln2_low, 1.5 *
-               2**mantissa,
-               np.log(info.max), np.log(info.tiny), info.tiny, np.sqrt(0.5), 1 / np.sqrt(2 * np.pi))
+    numbers = (0, 0.5, 1, 2, 3.9 if mantissa == 23 else 5.8, np.inf, 1 / np.log(2), ln2_high, ln2_low,
+               1.5 * 2**mantissa, np.log(info.max), np.log(info.tiny), info.tiny, np.sqrt(0.5), 1 / np.sqrt(2 * np.pi))
     return Constants(
         *map(dtype, numbers), integer(mantissa),
         *(tuple(map(dtype, c)) for c in (exp_q, erf_p, erfc_h, log_g)),
