@@ -28,7 +28,7 @@ def checkpoints(tmp_path):
 def assert_sound(checkpoint, step):
     assert checkpoint.step == step
     assert checkpoint.state == {"step": step, **STATE}
-    for expected, got in ((MODEL, checkpoint.model), (OPTIMIZER, checkpoint.optimizer)):
+    for expected, got in ((MODEL, checkpoint.model()), (OPTIMIZER, checkpoint.optimizer())):
         assert expected.keys() == got.keys()
         for name in expected:
             assert expected[name].dtype == got[name].dtype
@@ -39,7 +39,7 @@ def test_what_is_read_is_what_was_written(checkpoints):
     assert checkpoints.newest(pytest.fail) is None
     checkpoints.save(5, MODEL, OPTIMIZER, STATE)
     assert_sound(checkpoints.newest(pytest.fail), 5)
-    assert np.signbit(checkpoints.load(5).model["bias"][1])
+    assert np.signbit(checkpoints.load(5).model()["bias"][1])
 
 
 def test_the_last_ones_are_kept_and_the_best(checkpoints):
@@ -89,9 +89,10 @@ def test_only_damaged_checkpoints_are_an_error(checkpoints):
         checkpoints.newest(lambda warning: None)
 
 
-def test_a_marker_can_not_reach_out_of_its_folder(checkpoints):
+@pytest.mark.parametrize("files", [["model.safetensors"], {}, {"model.safetensors": 1}, None])
+def test_a_marker_that_does_not_vouch_for_every_file_is_refused(checkpoints, files):
     path = checkpoints.save(3, MODEL, OPTIMIZER, STATE)
-    (path / "complete.json").write_text(json.dumps({"format": 1, "files": ["model.safetensors"]}))
+    (path / "complete.json").write_text(json.dumps({"format": 1, "files": files}))
     with pytest.raises(CheckpointError, match="damaged"):
         checkpoints.load(3)
 

@@ -31,18 +31,26 @@ from safetensors.numpy import load_file, save_file
 
 from training.errors import CheckpointError
 
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 MARKER = "complete.json"
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved at a step: `model` and `optimizer` arrays by name, and `state` of plain values."""
+    """What was saved at a step, its checksums found right: `state` of plain values; arrays are read when asked for."""
 
     step: int
-    model: Arrays
-    optimizer: Arrays
     state: dict[str, Any]
+    folder: Path
+
+    def model(self) -> Arrays:
+        """The weights by name."""
+        return load_file(self.folder / "model.safetensors")
+
+    def optimizer(self) -> Arrays:
+        """The optimizer's memory by name."""
+        return load_file(self.folder / "optimizer.safetensors")
 
 
 class Checkpoints:
@@ -72,8 +80,7 @@ class Checkpoints:
             save_file(_contiguous(model), aside / "model.safetensors")
             save_file(_contiguous(optimizer), aside / "optimizer.safetensors")
             _write_json(aside / "state.json", {"step": step, **state})
-            names = sorted(path.name for path in aside.iterdir())
-            _write_json(aside / MARKER, {"format": 1, "files": {n: _checked_size(aside / n) for n in names}})
+            _write_json(aside / MARKER, {"format": 1, "files": {name: _size_and_hash(aside / name) for name in FILES}})
             _flush(aside)
             if target.exists():  # a damaged one, or the same step come to again
                 shutil.rmtree(target)
@@ -94,19 +101,19 @@ class Checkpoints:
         return target
 
     def load(self, step: int) -> Checkpoint:
-        """Read a checkpoint. Raises CheckpointError that names what is missing or damaged."""
+        """A checkpoint, all of it checked. Raises CheckpointError that names what is missing or damaged."""
         folder = self.path(step)
         try:
             files = json.loads((folder / MARKER).read_text())["files"]
-            for name, expected in files.items():
+            for name in FILES:
+                expected = files[name]
                 if (folder / name).stat().st_size != expected["bytes"]:
                     raise CheckpointError(f"{folder / name} is damaged: its size is not what was written")
-                if _checked_size(folder / name) != expected:
+                if _size_and_hash(folder / name) != expected:
                     raise CheckpointError(f"{folder / name} is damaged: its checksum is not what was written")
             state = json.loads((folder / "state.json").read_text())
-            model = load_file(folder / "model.safetensors")
-            return Checkpoint(state["step"], model, load_file(folder / "optimizer.safetensors"), state)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            return Checkpoint(state["step"], state, folder)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{folder} is damaged: {_reason(error)}") from error
 
     def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -157,7 +164,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _checked_size(path: Path) -> dict[str, Any]:
+def _size_and_hash(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file, which is flushed to the disk on the way."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())

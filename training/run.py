@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from data import Corpus
 from model import GPT, GPTConfig
@@ -156,15 +157,15 @@ def restore(checkpoint: Checkpoint, model: GPT, optimizer: Optimizer, belongs_to
             f"bring back what has changed, or start a new run with another --out"
         )
     try:
-        model.load_state_dict(checkpoint.model)
+        model.load_state_dict(checkpoint.model())
         memory: dict[str, dict[str, Any]] = {}
-        for name, array in checkpoint.optimizer.items():
+        for name, array in checkpoint.optimizer().items():
             parameter, _, key = name.rpartition(":")
             memory.setdefault(parameter, {})[key] = array if array.ndim else array.item()
         numbers = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
         state = {numbers[id(p)]: memory[name] for name, p in model.named_parameters() if name in memory}
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"the checkpoint of step {checkpoint.step} does not fit: {error}") from error
 
 
@@ -194,8 +195,8 @@ def load_for_generation(folder: Path, which: str = "best") -> tuple[GPT, Tokeniz
         raise CheckpointError(f"{folder / 'tokenizer.json'} is not the tokenizer that this model was trained with")
     model = GPT(config)
     try:
-        model.load_state_dict(checkpoint.model)
-    except RuntimeError as error:
+        model.load_state_dict(checkpoint.model())
+    except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"the checkpoint of step {step} does not fit: {error}") from error
     return model.eval(), tokenizer
 
