@@ -12,6 +12,7 @@ so a step backward costs twice a step forward. The kernel reads transposed opera
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..kernels import matmul as kernels
@@ -51,6 +52,11 @@ class matmul_2d:
         yield Sample((rng.normal(size=(3, 2)).T, rng.normal(size=(4, 3)).T))
         yield Sample((rng.normal(size=(2, 3)), rng.normal(size=(4, 2))), error=ValueError, match="matmul")
 
+    def space(draw):
+        batch_a, batch_b = draw.shapes(2, max_dims=2, max_side=3)
+        M, K, N = draw.size(), draw.size(), draw.size()
+        return Sample((draw.array((*batch_a, M, K)), draw.array((*batch_b, K, N))))
+
 
 def matmul(a: Any, b: Any) -> Any:
     """The product of vectors and (stacks of) matrices, as torch.matmul and `@`.
@@ -81,12 +87,12 @@ class linear:
         if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
             raise ValueError(f"linear: expected x of shape (..., {weight.shape[1]}) for a weight of shape {weight.shape} "
                              f"(out, in), got {x.shape}")
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         return kernels.matmul(rows, weight.T, bias=bias).reshape(*x.shape[:-1], weight.shape[0])
 
     def vjp(dout, x, weight, needs):
-        drows = dout.reshape(-1, weight.shape[0])
-        rows = x.reshape(-1, weight.shape[1])
+        drows = dout.reshape(math.prod(x.shape[:-1]), weight.shape[0])
+        rows = x.reshape(len(drows), weight.shape[1])
         yield kernels.matmul(drows, weight).reshape(x.shape) if needs[0] else None
         yield kernels.matmul(drows.T, rows) if needs[1] else None
         if len(needs) > 2:
@@ -101,5 +107,12 @@ class linear:
             yield Sample((rng.normal(size=shape), rng.normal(size=(5, 3)), rng.normal(size=(5,))))
         yield Sample((rng.normal(size=(2, 3)), rng.normal(size=(5, 3))))
         yield Sample((rng.normal(size=(2, 3)), rng.normal(size=(5, 3)), None))
+        yield Sample((rng.normal(size=(2, 0)), rng.normal(size=(5, 0)), rng.normal(size=(5,))))
+        yield Sample((rng.normal(size=(2, 3)), rng.normal(size=(0, 3))))
         yield Sample((rng.normal(size=(2, 4)), rng.normal(size=(5, 3))), error=ValueError, match="linear")
+
+    def space(draw):
+        rows, C_in, C_out = draw.shape(max_dims=2), draw.size(), draw.size()
+        bias = draw.choice((), (None,), (draw.array((C_out,)),))
+        return Sample((draw.array((*rows, C_in)), draw.array((C_out, C_in)), *bias))
 
