@@ -36,11 +36,10 @@ class Estimate:
     jump: np.ndarray
     jump_bar: np.ndarray
 
-    @property
-    def kinked(self) -> np.ndarray:
-        """Where the two one-sided derivatives surely differ."""
+    def kinked(self, atol: float = 0.0) -> np.ndarray:
+        """Where the two one-sided derivatives surely differ, by more than `atol`."""
         scale = np.abs(self.value).max(initial=0) + np.abs(self.jump).max(initial=0)
-        return np.abs(self.jump) > np.maximum(10 * self.jump_bar, 1e-4 * scale)
+        return np.abs(self.jump) > np.maximum(10 * self.jump_bar, 1e-4 * scale) + atol
 
 
 def differentiate(f: Callable[[float], np.ndarray], step: float = 2.0**-5, size: float = 1.0) -> Estimate:
@@ -58,8 +57,12 @@ def differentiate(f: Callable[[float], np.ndarray], step: float = 2.0**-5, size:
     second = _table(f, centre, step / 2**LEVELS, size)
     better = ~(first.bar <= second.bar)
     jumpier = ~(first.jump_bar <= second.jump_bar)
-    return Estimate(np.where(better, second.value, first.value), np.where(better, second.bar, first.bar),
-                    np.where(jumpier, second.jump, first.jump), np.where(jumpier, second.jump_bar, first.jump_bar))
+    return Estimate(
+        np.where(better, second.value, first.value),
+        np.where(better, second.bar, first.bar),
+        np.where(jumpier, second.jump, first.jump),
+        np.where(jumpier, second.jump_bar, first.jump_bar),
+    )
 
 
 def _table(f: Callable[[float], np.ndarray], centre: np.ndarray, step: float, size: float) -> Estimate:
@@ -87,7 +90,10 @@ def _extrapolate(
         for column in range(1, len(before) + 1):
             power = factor(column)
             now.append((power * now[column - 1] - before[column - 1]) / (power - 1))
-            spread = np.maximum(np.abs(now[column] - now[column - 1]), np.abs(now[column] - before[column - 1])) + rounding
+            spread = (
+                np.maximum(np.abs(now[column] - now[column - 1]), np.abs(now[column] - before[column - 1]))
+                + rounding
+            )
             better = spread < error
             best[better], error[better] = now[column][better], spread[better]
         before = now

@@ -75,20 +75,14 @@ def gradcheck(
         True; on failure raises GradcheckError, or returns False if not `raise_exception`.
     """
     inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    checked = [i for i, x in enumerate(inputs) if isinstance(x, Variable) and x.node is not None]
-    if not checked:
-        raise ValueError("gradcheck: expected at least one input with requires_grad=True")
-    for i in checked:
-        if inputs[i].dtype != np.float64:
-            raise TypeError(f"gradcheck: expected float64 inputs, got {inputs[i].dtype} for input {i}; differences in fewer "
-                            f"digits prove little (use x.double())")
     try:
-        for i in checked:
-            _check_input(_Target(function, inputs, i), rtol, atol, step, whole, seed)
+        examine(function, inputs, rtol=rtol, atol=atol, step=step, whole=whole, seed=seed)
     except GradcheckError as error:
         if not raise_exception:
             return False
-        raise GradcheckError(f"{error}\n\nto see it again:\n\n{reproduction(function, inputs)}", **vars(error)) from None
+        raise GradcheckError(
+            f"{error}\n\nto see it again:\n\n{reproduction(function, inputs)}", **vars(error)
+        ) from None
     return True
 
 
@@ -109,27 +103,95 @@ def gradgradcheck(
     `grad_outputs` are drawn from a seeded normal distribution if left out. See `gradcheck` for the rest.
     """
     inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    gradients, arguments = _gradients_of(function, inputs, grad_outputs, seed)
+    return gradcheck(
+        gradients,
+        arguments,
+        rtol=rtol,
+        atol=atol,
+        step=step,
+        whole=whole,
+        seed=seed,
+        raise_exception=raise_exception,
+    )
+
+
+def examine(
+    function: Callable,
+    inputs: Sequence[Any],
+    *,
+    rtol: float = 1e-7,
+    atol: float = 1e-10,
+    step: float = 2.0**-5,
+    whole: int = WHOLE,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """What `gradcheck` does; returns the error that came closest to what is allowed and what is allowed there.
+
+    Both are relative to the largest derivative of the same output and input.
+    """
+    checked = [i for i, x in enumerate(inputs) if isinstance(x, Variable) and x.node is not None]
+    if not checked:
+        raise ValueError("gradcheck: expected at least one input with requires_grad=True")
+    for i in checked:
+        if inputs[i].array.dtype != np.float64:
+            raise TypeError(
+                f"gradcheck: expected float64 inputs, got {inputs[i].array.dtype} for input {i}; differences in "
+                f"fewer digits prove little (use x.double())"
+            )
+    pairs = [_check_input(_Target(function, inputs, i), rtol, atol, step, whole, seed) for i in checked]
+    return max(pairs, key=lambda pair: pair[0] / pair[1])
+
+
+def examine_second(
+    function: Callable,
+    inputs: Sequence[Any],
+    *,
+    rtol: float = 1e-7,
+    atol: float = 1e-9,
+    whole: int = WHOLE // 4,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """What `gradgradcheck` does; returns as `examine`."""
+    gradients, arguments = _gradients_of(function, inputs, None, seed)
+    return examine(gradients, arguments, rtol=rtol, atol=atol, whole=whole, seed=seed)
+
+
+def _gradients_of(
+    function: Callable, inputs: Sequence[Any], grad_outputs: Any, seed: int
+) -> tuple[Callable, tuple]:
+    """The map (inputs, upstream gradients) ↦ gradients of the inputs, and arguments for it."""
     wanted = [i for i, x in enumerate(inputs) if isinstance(x, Variable) and x.node is not None]
     if grad_outputs is None:
         rng = np.random.default_rng(seed)
         with no_grad():
-            grad_outputs = [Tensor(rng.normal(size=y.shape), requires_grad=True) for y in _outputs(function, inputs)]
+            grad_outputs = [
+                Tensor(rng.normal(size=y.shape), requires_grad=True) for y in _outputs(function, inputs)
+            ]
     weights = tuple(grad_outputs) if isinstance(grad_outputs, tuple | list) else (grad_outputs,)
 
     def gradients(*arguments: Any) -> tuple[Tensor, ...]:
         with enable_grad():
             points = list(arguments[: len(inputs)])
             for i in wanted:
-                points[i] = alias(points[i]) if points[i].node is not None else points[i].detach().requires_grad_()
+                points[i] = (
+                    alias(points[i]) if points[i].node is not None else points[i].detach().requires_grad_()
+                )
             outputs = _outputs(function, points)
-            pairs = [(y, w) for y, w in zip(outputs, arguments[len(inputs) :], strict=True) if y.node is not None]
-            found = grad([y for y, _ in pairs], [points[i] for i in wanted], [w for _, w in pairs], create_graph=True,
-                         allow_unused=True)
+            pairs = [
+                (y, w) for y, w in zip(outputs, arguments[len(inputs) :], strict=True) if y.node is not None
+            ]
+            found = grad(
+                [y for y, _ in pairs],
+                [points[i] for i in wanted],
+                [w for _, w in pairs],
+                create_graph=True,
+                allow_unused=True,
+            )
             return tuple(g for g in found if g is not None)
 
     gradients.__name__ = f"gradients of {_name(function)}"
-    return gradcheck(gradients, (*inputs, *weights), rtol=rtol, atol=atol, step=step, whole=whole, seed=seed,
-                     raise_exception=raise_exception)
+    return gradients, (*inputs, *weights)
 
 
 # -- one input ----------------------------------------------------------------------------------------------------------
@@ -152,7 +214,9 @@ class _Target:
         self.function, self.inputs, self.which = function, inputs, which
         self.x: np.ndarray = inputs[which].array
         with enable_grad():
-            self.arguments = [alias(x) if isinstance(x, Variable) and x.node is not None else x for x in inputs]
+            self.arguments = [
+                alias(x) if isinstance(x, Variable) and x.node is not None else x for x in inputs
+            ]
             self.outputs = _outputs(function, self.arguments)
         self.sizes = [y.array.size for y in self.outputs]
         self.width = sum(self.sizes)
@@ -168,22 +232,35 @@ class _Target:
     def backward(self, v: np.ndarray) -> np.ndarray:
         """J v by a backward pass: the gradient that upstream gradients `v`, laid end to end, give the input."""
         parts = np.split(v, np.cumsum(self.sizes)[:-1])
-        pairs = [(y, part.reshape(y.shape).astype(y.dtype)) for y, part in zip(self.outputs, parts, strict=True)
-                 if y.node is not None]
+        pairs = [
+            (y, part.reshape(y.shape).astype(y.dtype))
+            for y, part in zip(self.outputs, parts, strict=True)
+            if y.node is not None
+        ]
         g = None
         if pairs:
-            (g,) = grad([y for y, _ in pairs], self.arguments[self.which], [w for _, w in pairs], retain_graph=True,
-                        allow_unused=True)
+            (g,) = grad(
+                [y for y, _ in pairs],
+                self.arguments[self.which],
+                [w for _, w in pairs],
+                retain_graph=True,
+                allow_unused=True,
+            )
         if g is None:
             return np.zeros(self.x.size)
         if g.shape != self.x.shape or g.dtype != self.x.dtype:
-            raise GradcheckError(f"input {self.which}: expected a gradient of shape {self.x.shape} and dtype {self.x.dtype}, "
-                                 f"got {g.shape} and {g.dtype}", cause="shape")
+            raise GradcheckError(
+                f"input {self.which}: expected a gradient of shape {self.x.shape} and dtype {self.x.dtype}, "
+                f"got {g.shape} and {g.dtype}",
+                cause="shape",
+            )
         return np.asarray(g.array.reshape(-1), np.float64)
 
     def analytic(self) -> np.ndarray:
         """The Jacobian (input elements, output elements) by backward passes."""
-        return np.array([self.backward(unit) for unit in np.eye(self.width)]).reshape(self.width, self.x.size).T
+        return (
+            np.array([self.backward(unit) for unit in np.eye(self.width)]).reshape(self.width, self.x.size).T
+        )
 
     def numeric(self, step: float, reduce: Callable = lambda y: y) -> Estimate:
         """The Jacobian by differences; with `reduce`, that of reduce(outputs)."""
@@ -216,91 +293,125 @@ class _Target:
 
 def _scaled(estimate: Estimate, factors: np.ndarray) -> Estimate:
     factors = factors[:, None] if estimate.value.ndim == 2 else factors
-    return Estimate(estimate.value * factors, estimate.bar * factors, estimate.jump * factors, estimate.jump_bar * factors)
+    return Estimate(
+        estimate.value * factors, estimate.bar * factors, estimate.jump * factors, estimate.jump_bar * factors
+    )
 
 
 def _index(position: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(position, shape)) if shape else ()
 
 
-def _check_input(target: _Target, rtol: float, atol: float, step: float, whole: int, seed: int) -> None:
+def _check_input(
+    target: _Target, rtol: float, atol: float, step: float, whole: int, seed: int
+) -> tuple[float, float]:
     if not target.x.size or not target.width:
-        return
+        return 0.0, rtol
     try:
         if target.x.size * target.width <= whole:
-            _compare(target, target.analytic(), target.numeric(step), rtol, atol)
-            return
+            return _compare(target, target.analytic(), target.numeric(step), rtol, atol)
         rng = np.random.default_rng(seed)
+        worst = []
         for _ in range(PROJECTIONS):
             u, v = rng.normal(size=target.x.size), rng.normal(size=target.width)
-            a, n = target.backward(v) @ u, target.slope(u, v, step)
-            if not _agrees(np.array([a]), n, rtol, atol).all():
+            a, n = np.array([target.backward(v) @ u]), target.slope(u, v, step)
+            good, *pair = _agrees(a, n, rtol, atol)
+            worst.append(pair)
+            if not good.all():
                 combine = lambda y, v=v: np.array([v @ y])
                 _compare(target, target.backward(v)[:, None], target.numeric(step, combine), rtol, atol)
                 raise GradcheckError(
-                    f"derivative with respect to input {target.which} along a random direction: analytic {a:.12g}, numeric "
-                    f"{n.value[0]:.12g} ± {n.bar[0]:.1g}", input=target.which, analytic=a, numeric=n.value[0], bar=n.bar[0],
-                    cause="kink" if n.kinked.any() else "")
+                    f"derivative with respect to input {target.which} along a random direction: analytic {a[0]:.12g}, numeric "
+                    f"{n.value[0]:.12g} ± {n.bar[0]:.1g}",
+                    input=target.which,
+                    analytic=a[0],
+                    numeric=n.value[0],
+                    bar=n.bar[0],
+                    cause="kink" if n.kinked(atol).any() else "",
+                )
+        return max(worst, key=lambda pair: pair[0] / pair[1])
     except (ValueError, IndexError, TypeError) as error:
-        raise GradcheckError(f"`{_name(target.function)}`, input {target.which} of shape {target.x.shape}: the derivative could "
-                             f"not be computed: {error}; likely cause: a rule that returns a gradient of another shape than "
-                             f"its input, broadcast with dout", input=target.which, cause="shape") from error
+        raise GradcheckError(
+            f"`{_name(target.function)}`, input {target.which} of shape {target.x.shape}: the derivative could "
+            f"not be computed: {error}; likely cause: a rule that returns a gradient of another shape than "
+            f"its input, broadcast with dout",
+            input=target.which,
+            cause="shape",
+        ) from error
 
 
 def _scale(a: np.ndarray, n: np.ndarray) -> float:
     return max(np.abs(n).max(initial=0), np.abs(a).max(initial=0))
 
 
-def _agrees(a: np.ndarray, n: Estimate, rtol: float, atol: float) -> np.ndarray:
-    """Where analytic and numeric derivative agree, and the numeric one is worth something."""
+def _agrees(a: np.ndarray, n: Estimate, rtol: float, atol: float) -> tuple[np.ndarray, float, float]:
+    """Where analytic and numeric derivative agree, and the numeric one is worth something; the worst error, its bound."""
     scale = _scale(a, n.value)
-    close = np.abs(a - n.value) <= atol + rtol * scale + 4 * n.bar
-    return close & (n.bar <= 1e-4 * max(scale, 1e-6)) & ~n.kinked
+    error, allowed = np.abs(a - n.value), atol + rtol * scale + 4 * n.bar
+    good = (error <= allowed) & (n.bar <= 1e-4 * max(scale, 1e-3)) & ~n.kinked(atol)
+    k = np.argmax(error / allowed)
+    return good, float(error.flat[k] / max(scale, 1e-3)), float(allowed.flat[k] / max(scale, 1e-3))
 
 
-def _compare(target: _Target, a: np.ndarray, n: Estimate, rtol: float, atol: float) -> None:
-    """Raise for the element of the Jacobian that is furthest off, if one is."""
-    good = np.ones(a.shape, bool)
+def _compare(target: _Target, a: np.ndarray, n: Estimate, rtol: float, atol: float) -> tuple[float, float]:
+    """Raise for the element of the Jacobian that is furthest off, if one is; else the worst error and its bound."""
+    good, worst = np.ones(a.shape, bool), []
     whole = a.shape[1] == target.width
     blocks = np.cumsum([0, *target.sizes]) if whole else [0, a.shape[1]]
     for start, stop in itertools.pairwise(blocks):  # each output has a scale of its own
-        part = slice(start, stop)
-        estimate = Estimate(n.value[:, part], n.bar[:, part], n.jump[:, part], n.jump_bar[:, part])
-        good[:, part] = _agrees(a[:, part], estimate, rtol, atol)
+        if start < stop:
+            part = slice(start, stop)
+            estimate = Estimate(n.value[:, part], n.bar[:, part], n.jump[:, part], n.jump_bar[:, part])
+            good[:, part], *pair = _agrees(a[:, part], estimate, rtol, atol)
+            worst.append(pair)
     if good.all():
-        return
-    kinks = n.kinked & ~good
+        return max(worst, key=lambda pair: pair[0] / pair[1])
+    kinks = n.kinked(atol) & ~good
     candidates = kinks if kinks.any() else ~good
     distance = np.where(np.isfinite(a - n.value), np.abs(a - n.value), np.inf)
     j, k = (int(i) for i in np.unravel_index(np.argmax(np.where(candidates, distance, -1)), a.shape))
     output, element = target.locate(k) if whole else (0, None)
-    cause, words = _likely_cause(target, a, n, good)
+    cause, words = _likely_cause(target, a, n, good, atol)
     index = _index(j, target.x.shape)
     raise GradcheckError(
         f"`{_name(target.function)}`: derivative of output {output}{list(element) if element is not None else ''} with respect "
         f"to input {target.which} at {list(index)}: analytic {a[j, k]:.12g}, numeric {n.value[j, k]:.12g} ± {n.bar[j, k]:.1g} "
-        f"({int((~good).sum())} of {a.size} derivatives are off)" + (f"; likely cause: {words}" if words else ""),
-        input=target.which, index=index, output=output, element=element, analytic=float(a[j, k]),
-        numeric=float(n.value[j, k]), bar=float(n.bar[j, k]), cause=cause,
+        f"({int((~good).sum())} of {a.size} derivatives are off)"
+        + (f"; likely cause: {words}" if words else ""),
+        input=target.which,
+        index=index,
+        output=output,
+        element=element,
+        analytic=float(a[j, k]),
+        numeric=float(n.value[j, k]),
+        bar=float(n.bar[j, k]),
+        cause=cause,
     )
 
 
 # -- what went wrong ------------------------------------------------------------------------------------------------------
 
 
-def _likely_cause(target: _Target, a: np.ndarray, n: Estimate, good: np.ndarray) -> tuple[str, str]:
+def _likely_cause(
+    target: _Target, a: np.ndarray, n: Estimate, good: np.ndarray, atol: float
+) -> tuple[str, str]:
     """What the pattern of the difference suggests: a short name, and words."""
     if not (np.isfinite(a).all() and np.isfinite(n.value).all()):
         return "not finite", "the function or its derivative is not finite here"
-    kinks = n.kinked & ~good
+    kinks = n.kinked(atol) & ~good
     if kinks.any():
         j, k = np.unravel_index(np.argmax(np.where(kinks, np.abs(n.jump), -1)), a.shape)
         left, right = n.value[j, k] - n.jump[j, k] / 2, n.value[j, k] + n.jump[j, k] / 2
-        return "kink", (f"a kink: the derivative is {left:.6g} from the left and {right:.6g} from the right, and the rule gives "
-                        f"{a[j, k]:.6g}; no derivative exists at this point")
+        return "kink", (
+            f"a kink: the derivative is {left:.6g} from the left and {right:.6g} from the right, and the rule gives "
+            f"{a[j, k]:.6g}; no derivative exists at this point"
+        )
     scale = _scale(a, n.value)
-    if (n.bar > 1e-4 * max(scale, 1e-6)).any():
-        return "vague", "a kink or a jump close by, or a function that is not smooth (try other inputs or a smaller step=)"
+    if (n.bar > 1e-4 * max(scale, 1e-3)).any():
+        return (
+            "vague",
+            "a kink or a jump close by, or a function that is not smooth (try other inputs or a smaller step=)",
+        )
     if not a.any():
         return "nothing", "the rule returns no gradient for this input"
     near = 1e-6 * scale
@@ -312,15 +423,21 @@ def _likely_cause(target: _Target, a: np.ndarray, n: Estimate, good: np.ndarray)
                 return "sign", "a wrong sign"
             return "factor", f"a wrong factor, the rule gives {ratios[0]:.6g} times the derivative"
     for order in _permutations(target.x.shape):
-        moved = a.reshape(*target.x.shape, a.shape[1]).transpose(*order, a.ndim - 2 + target.x.ndim).reshape(a.shape)
+        moved = (
+            a.reshape(*target.x.shape, a.shape[1])
+            .transpose(*order, a.ndim - 2 + target.x.ndim)
+            .reshape(a.shape)
+        )
         if np.abs(moved - n.value).max() <= near:
             return "transposed", f"the gradient is transposed: its axes come in the order {order}"
     if a.shape[0] == a.shape[1] and np.abs(a.T - n.value).max() <= near:
         return "transposed", "the Jacobian is transposed"
     missing = (np.abs(a) <= near) & solid
     if missing.any() and (np.abs(a - n.value)[~missing] <= near).all():
-        return "sum", ("a missing sum over a broadcast axis: some uses of the input are left out, the others are right "
-                       f"({int(missing.sum())} of {int(solid.sum())} terms are missing)")
+        return "sum", (
+            "a missing sum over a broadcast axis: some uses of the input are left out, the others are right "
+            f"({int(missing.sum())} of {int(solid.sum())} terms are missing)"
+        )
     return "", ""
 
 

@@ -16,9 +16,9 @@ input; the names of its arguments say what it needs, and the engine saves exactl
         def db(dout, a): return dout * a
 
 A rule may name `dout` (the upstream gradient), any input, `out`, any keyword parameter of `forward`, and for an input
-`x` also `x_shape` and `x_dtype`; `shapes` are those of all inputs. In an ordinary backward pass these are ndarrays and the rule costs no more than NumPy.
-Under `create_graph` they are tensors, the rule is recorded like any other computation, and derivatives of every order
-follow from the one rule.
+`x` also `x_shape` and `x_dtype`; `shapes` are those of all inputs. In an ordinary backward pass these are ndarrays and
+the rule costs no more than NumPy. Under `create_graph` they are tensors, the rule is recorded like any other
+computation, and derivatives of every order follow from the one rule.
 
 A **fused** operator has a fast `forward` and one hand-derived `vjp` (vector-Jacobian product) for all inputs, both
 calling kernels on arrays, and `plain`, the textbook formula as a short program on tensors:
@@ -30,8 +30,9 @@ calling kernels on arrays, and `plain`, the textbook formula as a short program 
         def vjp(dout, out, *, dim): return kernels.softmax_backward(dout, out)
         def plain(x, *, dim): ...
 
-`plain` is documentation, the tests' oracle, the path of higher derivatives, and what runs under `autograd.plain()`. When
-`forward` returns a tuple, what follows the output are `extras`: arrays saved for `vjp` under the names listed there.
+`plain` is documentation, the tests' oracle, the path of higher derivatives, and what runs under
+`autograd.plain()`. When `forward` returns a tuple, what follows the output are `extras`: arrays saved for `vjp` under
+the names listed there.
 
 Called with ndarrays, an operator computes and returns an ndarray. Called with at least one tensor, it also remembers.
 That is why the rules of one operator can be written with others.
@@ -55,12 +56,16 @@ registry: dict[str, Op] = {}  # every operator by name; the gradient suite walks
 
 @dataclass(frozen=True)
 class Sample:
-    """Inputs on which an operator is tried: valid ones, edges, and (with `error`) ones it must refuse."""
+    """Inputs on which an operator is tried: valid ones, edges, and (with `error`) ones it must refuse.
+
+    Where the inputs are at a kink, `subgradient` says what the rule chooses for each input when dout = 1.
+    """
 
     inputs: tuple
     params: dict[str, Any] = field(default_factory=dict)
     error: type[Exception] | None = None
     match: str = ""
+    subgradient: tuple | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,10 @@ class Op:
         plain        the textbook definition (fused operators), else None
         variadic     takes any number of inputs; `vjp` returns a sequence
         samples      function of a NumPy Generator that yields `Sample`s
+        kinks        where the operator has no derivative, in words; `samples` show what its rule gives there
+        domain       numbers on which it is smooth and well-conditioned; tests draw from them
+        space        function of a `Draw` (see `testing`) that returns any `Sample`; needed where inputs are more than
+                     numbers of the domain in one shape, or in shapes that broadcast
     """
 
     def __init__(self, declaration: type, *, is_fused: bool) -> None:
@@ -138,6 +147,8 @@ class Op:
         self.is_fused = is_fused
         self.promotes = "f" if is_fused else "iuf" if self.broadcasts or self.floats else ""  # kinds of dtypes
         self.kinks: str = get("kinks", "")
+        self.domain: tuple[float, float] = get("domain", (-2.0, 2.0))
+        self.space: Callable[[Any], Sample] | None = get("space")
 
         signature = inspect.signature(self.forward)
         positional = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
@@ -213,7 +224,7 @@ class Op:
         if True in needs and not self.variadic:
             needs = tuple([need and i in self.differentiable for i, need in enumerate(needs)])
         tracked = True in needs
-        tensors = tracked or any([isinstance(x, Variable) for x in inputs])
+        tensors = tracked or any(isinstance(x, Variable) for x in inputs)
         if tensors and state.plain and self.plain is not None:
             return self.plain(*inputs, **params)
         if self.promotes:
@@ -337,16 +348,16 @@ def promote(arrays: list, floats: bool, kinds: str = "iuf") -> list:
     narrower; Python numbers adapt to the arrays. Dtypes that are not of `kinds` stay (NumPy's letters).
     """
     dtypes = {x.dtype for x in arrays if isinstance(x, _ARRAY)}
-    if len(dtypes) == 1 and next(iter(dtypes)).kind == "f":
+    if len(dtypes) == 1 and next(iter(dtypes)).kind in "fc":
         return arrays
-    floating = [dtype for dtype in dtypes if dtype.kind == "f"]
+    floating = [dtype for dtype in dtypes if dtype.kind in "fc"]  # complex only where a proof differentiates by it
     if floating:
         target = np.result_type(*floating)
     elif floats or ("i" in kinds and any(isinstance(x, float) for x in arrays)):
         target = np.dtype(np.float32)
     else:
         return arrays
-    if floats:  # everything is computed in floating point, numbers and bools too
+    if floats or not floating:  # everything becomes floating, numbers and bools too
         return [x if x is None else np.asarray(x, target) for x in arrays]
     # NumPy computes bool with float as PyTorch does, and a condition stays a condition.
     return [x.astype(target, copy=False) if isinstance(x, _ARRAY) and x.dtype.kind in kinds else x for x in arrays]

@@ -45,6 +45,9 @@ class gelu:
             yield Sample((rng.normal(size=shape) * 2,), {"approximate": "tanh"})
         yield Sample((rng.normal(size=(2,)),), {"approximate": "sigmoid"}, error=ValueError, match="approximate")
 
+    def space(draw):
+        return Sample((draw.array(draw.shape(), -4, 4),), {"approximate": draw.choice("none", "tanh")})
+
 
 @fused
 class silu:

@@ -117,6 +117,10 @@ class div:
         yield from _pair_samples(rng, 0.5, 2.0)
         yield Sample((rng.normal(size=(3,)), -rng.uniform(0.5, 2.0, (3,))))
 
+    def space(draw):
+        shape_a, shape_b = draw.shapes(2)
+        return Sample((draw.array(shape_a), draw.array(shape_b, 0.5, 2) * draw.choice(1, -1)))
+
 
 @primitive
 class pow_:
@@ -147,6 +151,11 @@ class pow_:
             yield Sample((rng.uniform(0.5, 2.0, (2, 3)), exponent))
         yield Sample((rng.normal(size=(2, 3)), 2))
         yield Sample((rng.normal(size=(2, 3)), 3.0))
+
+    def space(draw):
+        shape_a, shape_b = draw.shapes(2)
+        exponent = draw.array(shape_b) if draw.boolean() else draw.choice(0, 1, 2, 3, 0.5, -1, -1.5)
+        return Sample((draw.array(shape_a, 0.5, 2), exponent))
 
 
 @primitive
@@ -184,6 +193,7 @@ class abs_:
 
     def samples(rng):
         yield Sample((rng.uniform(0.1, 2.0, (2, 3)) * rng.choice([-1.0, 1.0], (2, 3)),))
+        yield Sample((np.array([-1.0, 0.0, 1.0]),), subgradient=(np.array([-1.0, 0.0, 1.0]),))
 
 
 def _apart(rng, shape_a, shape_b):
@@ -215,6 +225,7 @@ class maximum:
     def samples(rng):
         yield Sample(_apart(rng, (2, 3), (2, 3)))
         yield Sample(_apart(rng, (2, 1), (3,)))
+        yield Sample((np.array([0.0, 1.0, 2.0]), np.ones(3)), subgradient=(np.array([0.0, 0.5, 1.0]), np.array([1.0, 0.5, 0.0])))
 
 
 @primitive
@@ -240,6 +251,7 @@ class minimum:
     def samples(rng):
         yield Sample(_apart(rng, (2, 3), (2, 3)))
         yield Sample(_apart(rng, (2, 1), (3,)))
+        yield Sample((np.array([0.0, 1.0, 2.0]), np.ones(3)), subgradient=(np.array([1.0, 0.5, 0.0]), np.array([0.0, 0.5, 1.0])))
 
 
 @primitive
@@ -268,3 +280,9 @@ class clip:
         yield Sample((x,), {"low": -0.5})
         yield Sample((x,), {"high": 0.5})
         yield Sample((x,), error=ValueError, match="at least one")
+        edges = np.array([-1.0, 0.0, 0.5, 1.0, 2.0])
+        yield Sample((edges,), {"low": 0.0, "high": 1.0}, subgradient=(np.array([0.0, 1.0, 1.0, 1.0, 0.0]),))
+
+    def space(draw):
+        low, high = draw.choice((-0.5, 0.5), (-0.5, None), (None, 0.5), (0.3, 0.3))
+        return Sample((draw.array(draw.shape()),), {"low": low, "high": high})

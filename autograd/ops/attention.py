@@ -93,6 +93,13 @@ class attention:
         yield Sample((q, k, v[:, :, :1]), error=ValueError, match="expected q")
         yield Sample((np.zeros((1, 3, 2, 4)), np.zeros((1, 2, 2, 4)), np.zeros((1, 2, 2, 4))), error=ValueError, match="divide")
 
+    def space(draw):
+        B, K, Tq, D = draw.size(1, 2), draw.size(1, 2), draw.size(1, 4), draw.size(1, 4)
+        H, Tk = K * draw.size(1, 2), Tq + draw.size(0, 2)
+        params = {"causal": draw.boolean(), "scale": draw.choice(None, 0.3, 5.0),
+                  "dropout_p": draw.choice(0.0, 0.4), "seed": draw.size(0, 100)}
+        return Sample((draw.array((B, H, Tq, D)), draw.array((B, K, Tk, D)), draw.array((B, K, Tk, D))), params)
+
 
 def _heads(qkv, n_head, n_kv_head):
     """The fused projection (B, T, (H + 2K)·D) as views q (B, H, T, D), k and v (B, K, T, D)."""
@@ -144,6 +151,12 @@ class causal_self_attention:
             yield Sample((rng.normal(size=(B, T, (H + 2 * K) * D)),), {"n_head": H, "n_kv_head": K})
         yield Sample((rng.normal(size=(1, 6, 16)),), {"n_head": 2, "n_kv_head": 1, "dropout_p": 0.4, "seed": 3})
         yield Sample((rng.normal(size=(1, 6, 16)),), {"n_head": 3, "n_kv_head": 1}, error=ValueError, match="expected qkv")
+
+    def space(draw):
+        B, T, K, D = draw.size(1, 2), draw.size(1, 4), draw.size(1, 2), draw.size(1, 4)
+        H = K * draw.size(1, 2)
+        params = {"n_head": H, "n_kv_head": K, "dropout_p": draw.choice(0.0, 0.4), "seed": draw.size(0, 100)}
+        return Sample((draw.array((B, T, (H + 2 * K) * D)),), params)
 
 
 def _split_heads(x, n_head):

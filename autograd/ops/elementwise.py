@@ -37,7 +37,8 @@ class exp:
     def dx(dout, out):
         return dout * out
 
-    samples = _samples(-3, 3)
+    domain = (-3, 3)
+    samples = _samples(*domain)
 
 
 @primitive
@@ -55,7 +56,8 @@ class expm1:
     def dx(dout, out):
         return dout * (out + 1)
 
-    samples = _samples(-3, 3)
+    domain = (-3, 3)
+    samples = _samples(*domain)
 
 
 @primitive
@@ -73,7 +75,8 @@ class log:
     def dx(dout, x):
         return dout / x
 
-    samples = _samples(0.2, 3)
+    domain = (0.2, 3)
+    samples = _samples(*domain)
 
 
 @primitive
@@ -91,7 +94,8 @@ class log1p:
     def dx(dout, x):
         return dout / (1 + x)
 
-    samples = _samples(-0.7, 3)
+    domain = (-0.7, 3)
+    samples = _samples(*domain)
 
 
 @primitive
@@ -109,7 +113,8 @@ class sqrt:
     def dx(dout, out):
         return dout / (2 * out)
 
-    samples = _samples(0.2, 3)
+    domain = (0.2, 3)
+    samples = _samples(*domain)
 
 
 @primitive
@@ -127,7 +132,8 @@ class rsqrt:
     def dx(dout, out):
         return dout * (out * out * out) * -0.5
 
-    samples = _samples(0.2, 3)
+    domain = (0.2, 3)
+    samples = _samples(*domain)
 
 
 @primitive
@@ -145,7 +151,8 @@ class sin:
     def dx(dout, x):
         return dout * cos(x)
 
-    samples = _samples(-3, 3)
+    domain = (-3, 3)
+    samples = _samples(*domain)
 
 
 @primitive
@@ -163,7 +170,8 @@ class cos:
     def dx(dout, x):
         return -dout * sin(x)
 
-    samples = _samples(-3, 3)
+    domain = (-3, 3)
+    samples = _samples(*domain)
 
 
 @primitive
@@ -181,7 +189,8 @@ class tanh:
     def dx(dout, out):
         return dout * (1 - out * out)
 
-    samples = _samples(-3, 3)
+    domain = (-3, 3)
+    samples = _samples(*domain)
 
 
 @primitive
@@ -196,13 +205,14 @@ class sigmoid:
     floats = True
 
     def forward(x):
-        e = np.exp(-np.abs(x))
+        e = np.exp(np.where(x >= 0, -x, x))
         return np.where(x >= 0, 1, e) / (1 + e)
 
     def dx(dout, out):
         return dout * (out * (1 - out))
 
-    samples = _samples(-3, 3)
+    domain = (-3, 3)
+    samples = _samples(*domain)
 
 
 @primitive
@@ -220,7 +230,8 @@ class erf:
     def dx(dout, x):
         return dout * (exp(-x * x) * (2 / math.sqrt(math.pi)))
 
-    samples = _samples(-2, 2)
+    domain = (-2, 2)
+    samples = _samples(*domain)
 
 
 @primitive
@@ -240,3 +251,4 @@ class relu:
 
     def samples(rng):
         yield Sample((rng.uniform(0.1, 2.0, (2, 3)) * rng.choice([-1.0, 1.0], (2, 3)),))
+        yield Sample((np.array([-1.0, 0.0, 1.0]),), subgradient=(np.array([0.0, 0.0, 1.0]),))

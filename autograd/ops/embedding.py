@@ -44,6 +44,10 @@ class embedding:
         yield Sample((rng.normal(size=(5, 4)), np.array([1, 5])), error=IndexError, match="from 0 to 4")
         yield Sample((rng.normal(size=(5, 4)), np.array([-1])), error=IndexError, match="from 0 to 4")
 
+    def space(draw):
+        V = draw.size(1, 5)
+        return Sample((draw.array((V, draw.size(0, 4))), draw.integers(0, V, draw.shape(max_dims=2))))
+
 
 @fused
 class rotary_embedding:
@@ -85,3 +89,8 @@ class rotary_embedding:
             angles = rng.normal(size=(shape[1], shape[3] // 2))
             yield Sample((rng.normal(size=shape), np.cos(angles), np.sin(angles)), {"heads": heads})
         yield Sample((rng.normal(size=(2, 3, 4, 5)), np.ones((3, 2)), np.ones((3, 2))), error=ValueError, match="D even")
+
+    def space(draw):
+        B, T, H, D = draw.size(1, 2), draw.size(1, 3), draw.size(1, 3), draw.choice(2, 4, 6)
+        angles = draw.array((T, D // 2), -3, 3)
+        return Sample((draw.array((B, T, H, D)), np.cos(angles), np.sin(angles)), {"heads": draw.choice(None, draw.size(0, H))})

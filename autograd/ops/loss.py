@@ -61,6 +61,11 @@ class cross_entropy:
         yield Sample((rng.normal(size=(3, 5)), np.array([1, 5, 0])), error=ValueError, match="from 0 to 4")
         yield Sample((rng.normal(size=(3, 5)), np.array([1, 2])), error=ValueError, match="one for each row")
 
+    def space(draw):
+        N, V = draw.size(0, 4), draw.size(1, 5)
+        logits = draw.array((N, V)) * draw.choice(1, 20)
+        return Sample((logits, draw.integers(0, V, (N,))), {"ignore_index": draw.choice(-100, 0)})
+
 
 @fused
 class linear_cross_entropy:
@@ -101,3 +106,9 @@ class linear_cross_entropy:
         yield Sample((rng.normal(size=(3, 4)), rng.normal(size=(5, 4)), np.array([1, -100, 4])))
         yield Sample((rng.normal(size=(3, 4)), rng.normal(size=(5, 4)), np.array([1, 5, 4])), error=ValueError,
                      match="from 0 to 4")
+
+    def space(draw):
+        N, C, V = draw.size(1, 4), draw.size(1, 4), draw.size(2, 5)
+        targets = draw.integers(0, V, (N,))
+        targets[0] = V - 1  # one that counts
+        return Sample((draw.array((N, C)), draw.array((V, C)), targets), {"ignore_index": draw.choice(-100, 0)})

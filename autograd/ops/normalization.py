@@ -35,6 +35,11 @@ def _softmax_samples(rng):
     yield Sample((rng.normal(size=(2, 3)),), {"dim": 2}, error=IndexError, match="dim between")
 
 
+def _softmax_space(draw):
+    shape = draw.shape(min_side=1)
+    return Sample((draw.array(shape) * draw.choice(1, 20),), {"dim": draw.axis(len(shape))})
+
+
 @fused
 class softmax:
     """out = eˣ / Σ eˣ along `dim`, computed with the maximum subtracted, so that nothing overflows
@@ -55,6 +60,7 @@ class softmax:
         return exp(x - logsumexp(x, dim=dim, keepdim=True))
 
     samples = _softmax_samples
+    space = _softmax_space
 
 
 @fused
@@ -74,6 +80,7 @@ class log_softmax:
         return x - logsumexp(x, dim=dim, keepdim=True)
 
     samples = _softmax_samples
+    space = _softmax_space
 
 
 def _norm_samples(rng, inputs):
@@ -84,6 +91,12 @@ def _norm_samples(rng, inputs):
         yield Sample((x,))
         yield Sample((x, parameters[0]), {"eps": 1e-3})
     yield Sample((rng.normal(size=(2, 5)), rng.normal(size=(4,))), error=ValueError, match="weight of shape")
+
+
+def _norm_space(draw, inputs):
+    shape = (*draw.shape(max_dims=2), draw.size(2, 5))
+    parameters = [draw.array(shape[-1:]) if draw.boolean() else None for _ in range(draw.size(0, inputs))]
+    return Sample((draw.array(shape), *parameters), {"eps": draw.choice(1e-5, 1e-3, 0.1)})
 
 
 def _check(name, x, *parameters):
@@ -125,6 +138,9 @@ class layer_norm:
     def samples(rng):
         yield from _norm_samples(rng, 2)
 
+    def space(draw):
+        return _norm_space(draw, 2)
+
 
 @fused
 class rms_norm:
@@ -152,3 +168,6 @@ class rms_norm:
 
     def samples(rng):
         yield from _norm_samples(rng, 1)
+
+    def space(draw):
+        return _norm_space(draw, 1)

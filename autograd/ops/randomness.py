@@ -36,3 +36,6 @@ class dropout:
             yield Sample((rng.normal(size=(3, 7)),), {"p": p, "seed": 42})
         yield Sample((rng.normal(size=()),), {"p": 0.5, "seed": 1})
         yield Sample((rng.normal(size=(3,)),), {"p": 1.5, "seed": 1}, error=ValueError, match="from 0 to 1")
+
+    def space(draw):
+        return Sample((draw.array(draw.shape()),), {"p": draw.choice(0.0, 0.3, 0.9, 1.0), "seed": draw.size(0, 1000)})

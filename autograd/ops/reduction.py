@@ -41,6 +41,11 @@ def _dim_samples(rng):
     yield Sample((rng.normal(size=(2, 3)),), {"dim": (1, -1)}, error=ValueError, match="each dim once")
 
 
+def _dim_space(draw, min_side=1):
+    shape = draw.shape(min_side=min_side)
+    return Sample((draw.array(shape),), {"dim": draw.axes(len(shape)), "keepdim": draw.boolean()})
+
+
 @primitive
 class sum_:
     """out = Σ x along `dim`
@@ -59,6 +64,9 @@ class sum_:
         yield from _dim_samples(rng)
         yield Sample((np.zeros((0, 3)),), {"dim": 0})
 
+    def space(draw):
+        return _dim_space(draw, min_side=0)
+
 
 @primitive
 class amax:
@@ -75,7 +83,12 @@ class amax:
     def dx(dout, x, out, x_shape, dim):
         return _share(dout, x, out, x_shape, dim)
 
-    samples = _dim_samples
+    def samples(rng):
+        yield from _dim_samples(rng)
+        yield Sample((np.array([[3.0, 1.0, 3.0], [2.0, 2.0, 2.0]]),), {"dim": 1},
+                     subgradient=(np.array([[0.5, 0.0, 0.5], [1 / 3, 1 / 3, 1 / 3]]),))
+
+    space = _dim_space
 
 
 @primitive
@@ -93,7 +106,12 @@ class amin:
     def dx(dout, x, out, x_shape, dim):
         return _share(dout, x, out, x_shape, dim)
 
-    samples = _dim_samples
+    def samples(rng):
+        yield from _dim_samples(rng)
+        yield Sample((np.array([[0.0, 1.0, 0.0], [2.0, 2.0, 2.0]]),), {"dim": 1},
+                     subgradient=(np.array([[0.5, 0.0, 0.5], [1 / 3, 1 / 3, 1 / 3]]),))
+
+    space = _dim_space
 
 
 def _share(dout: Any, x: Any, out: Any, shape: tuple[int, ...], dim: Dim) -> Any:
@@ -123,6 +141,7 @@ class logsumexp:
         return _stretch(dout, x_shape, dim) * exp(x - _stretch(out, x_shape, dim))
 
     samples = _dim_samples
+    space = _dim_space
 
 
 @primitive
@@ -144,13 +163,17 @@ class cumsum:
         yield Sample((rng.normal(size=(0, 3)),), {"dim": 0})
         yield Sample((rng.normal(size=(2, 3)),), {"dim": 2}, error=IndexError, match="dim between")
 
+    def space(draw):
+        shape = draw.shape()
+        return Sample((draw.array(shape),), {"dim": draw.axis(len(shape))})
+
 
 # What follows is built from the operators above and needs no rule of its own.
 
 
 def mean(x: Any, dim: Dim = None, keepdim: bool = False) -> Any:
     """Σ x / n along `dim`, over the n elements that each sum holds. For floating inputs."""
-    if x.dtype.kind != "f":
+    if x.dtype.kind not in "fc":
         raise TypeError(f"mean: expected a floating dtype, got {x.dtype}; convert with x.float()")
     count = math.prod(x.shape[axis] for axis in normalize_axes(dim, len(x.shape)))
     # An empty mean is 0/0, a visible NaN, as in PyTorch.

@@ -43,6 +43,10 @@ class where:
         yield Sample((rng.random((3,)) > 0.5, rng.normal(size=(2, 1)), rng.normal(size=())))
         yield Sample((rng.random((2, 3)) > 0.5, rng.normal(size=(4,)), 0.0), error=ValueError, match="broadcast")
 
+    def space(draw):
+        shapes = draw.shapes(3)
+        return Sample((draw.array(shapes[0]) > 0, draw.array(shapes[1]), draw.array(shapes[2])))
+
 
 def _is_basic(index: Any) -> bool:
     """Slices, integers, None and ...: such an index names each element at most once."""
@@ -74,6 +78,10 @@ class getitem:
             yield Sample((x,), {"index": index})
         yield Sample((x,), {"index": 7}, error=IndexError, match="out of bounds")
 
+    def space(draw):
+        shape = draw.shape(1)
+        return Sample((draw.array(shape),), {"index": draw.index(shape)})
+
 
 @primitive
 class scatter:
@@ -99,6 +107,11 @@ class scatter:
         yield Sample((rng.normal(size=(3,)),), {"shape": (4, 3), "index": 1})
         yield Sample((rng.normal(size=(2, 3)),), {"shape": (5, 3), "index": slice(0, 4, 2)})
         yield Sample((rng.normal(size=(4,)),), {"shape": (3,), "index": np.array([0, 2, 2, 1])})
+
+    def space(draw):
+        shape = draw.shape(1)
+        index = draw.index(shape)
+        return Sample((draw.array(np.zeros(shape)[index].shape),), {"shape": shape, "index": index})
 
 
 def plain_index(index: Any) -> Any:

@@ -68,6 +68,11 @@ class reshape:
         yield Sample((rng.normal(size=(4, 6))[::2, ::-1],), {"shape": (3, 4)})
         yield Sample((rng.normal(size=(2, 6)),), {"shape": (5, 2)}, error=ValueError, match="12 elements")
 
+    def space(draw):
+        shape = draw.shape()
+        target = draw.choice(shape[::-1], (math.prod(shape),), (1, *shape), (*shape, 1), (-1, *shape[1:]) if all(shape) else shape)
+        return Sample((draw.array(shape),), {"shape": target})
+
 
 @primitive
 class permute:
@@ -94,6 +99,11 @@ class permute:
         yield Sample((rng.normal(size=(2, 3, 4)),), {"dims": (-1, 1, 0)})
         yield Sample((rng.normal(size=()),), {"dims": ()})
         yield Sample((rng.normal(size=(2, 3)),), {"dims": (0, 0)}, error=ValueError, match="each of the 2 axes")
+
+    def space(draw):
+        shape = draw.shape()
+        dims = draw.permutation(len(shape))
+        return Sample((draw.array(shape),), {"dims": tuple(d - draw.choice(0, len(shape)) for d in dims)})
 
 
 @primitive
@@ -123,6 +133,11 @@ class expand:
         yield Sample((rng.normal(size=()),), {"shape": (2, 2)})
         yield Sample((rng.normal(size=(3, 2)),), {"shape": (3, 4)}, error=ValueError, match="can be repeated")
 
+    def space(draw):
+        shape = draw.shape(max_dims=2)
+        target = (*draw.shape(max_dims=1), *(draw.size(0, 3) if size == 1 else draw.choice(size, -1) for size in shape))
+        return Sample((draw.array(shape),), {"shape": target})
+
 
 @primitive
 class concatenate:
@@ -145,6 +160,12 @@ class concatenate:
         yield Sample((rng.normal(size=(2, 3)), rng.normal(size=(1, 3))))
         yield Sample((rng.normal(size=(2, 3)), rng.normal(size=(2, 0)), rng.normal(size=(2, 2))), {"dim": -1})
         yield Sample((rng.normal(size=(2, 3)), rng.normal(size=(2, 2))), error=ValueError, match="concatenat")
+
+    def space(draw):
+        shape = draw.shape(1)
+        axis = draw.size(0, len(shape) - 1)
+        parts = [(*shape[:axis], draw.size(0, 3), *shape[axis + 1 :]) for _ in range(draw.size(1, 3))]
+        return Sample(tuple(draw.array(part) for part in parts), {"dim": axis - draw.choice(0, len(shape))})
 
 
 @primitive
@@ -179,6 +200,9 @@ class cast:
 
     def samples(rng):
         yield Sample((rng.normal(size=(2, 3)),), {"dtype": np.dtype(np.float64)})
+
+    def space(draw):
+        return Sample((draw.array(draw.shape()),), {"dtype": np.dtype(np.float64)})
 
 
 def stack(tensors: Sequence[Any], dim: int = 0) -> Any:

@@ -1,0 +1,452 @@
+"""What it means that an operator is proved: a list of checks, each an error beside its bound.
+
+    value       the result is what NumPy says (a primitive) or the textbook definition (a fused operator)
+    float32     so are result and gradients in float32, to a few units in the last place
+    derivative  the gradient is the limit of differences, within their error bar (float64)
+    complex     the gradient is Im f(x + ih)/h, to twelve digits (analytic functions)
+    second      the gradient's own derivative is the limit of differences
+    dot         ⟨Ju, v⟩ = ⟨u, Jᵀv⟩: forward and backward derivative are transposes of each other
+    linear      the backward pass is linear in the upstream gradient
+    aliased     one tensor for two inputs gets the sum of their gradients
+    mixed       inputs of different precision give the wider one; each gets a gradient of its own
+    layout      strides, order and read-only memory of the inputs change nothing
+    untouched   neither inputs nor upstream gradient are written to
+    subgradient where there is no derivative, that is noticed, and the rule gives what its record says
+
+`prove` runs them on one sample. Tests run it on every operator of the registry, `autograd.prove` makes a certificate of it, and
+`autograd.testing` runs it on operators of your own. Rounding errors are counted in ulp (units in the last place) of the result's
+scale, which is the size of the result plus what relative changes of the inputs by one unit do to it: an ill-conditioned
+problem is allowed the error that its condition number forces on any algorithm, and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .differences import complex_step
+from .functional import grad, jvp
+from .gradcheck import GradcheckError, examine, examine_second, literal
+from .graph import Variable
+from .op import Op, Sample, registry
+from .references import REFERENCES
+from .tensor import Tensor
+
+__all__ = ["CHECKS", "Finding", "ProofError", "prove", "refuses"]
+
+
+class Finding(NamedTuple):
+    """A measured error and the bound it must not exceed, in the same unit."""
+
+    error: float
+    bound: float
+
+
+class ProofError(AssertionError):
+    """A check that failed, with lines that show it again."""
+
+
+Findings = Iterator[tuple[float, float]]
+
+# Functions that cannot be continued to complex numbers by running their own text on them, and why.
+NOT_ANALYTIC = {
+    "abs": "|z| is not an analytic function",
+    "cast": "complex numbers do not convert to float64",
+    "erf": "the platform's erf takes real numbers",
+}
+
+
+def as_tensors(op: Op, inputs: Sequence[Any], dtype: Any = None) -> list[Any]:
+    """Inputs as tensors around the arrays themselves; those that have a derivative require it."""
+    converted = []
+    for index, x in enumerate(inputs):
+        if isinstance(x, np.ndarray | np.generic):
+            array = np.asarray(x)
+            if array.dtype.kind == "f":
+                tensor = Variable.wrap(array if dtype is None else array.astype(dtype, copy=False))
+                converted.append(tensor.requires_grad_(op.variadic or index in op.differentiable))
+            else:
+                converted.append(Variable.wrap(array))
+        else:
+            converted.append(x)
+    return converted
+
+
+def wanted(inputs: Sequence[Any]) -> list[Tensor]:
+    return [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+
+
+def _run(function: Callable, inputs: list, dout: np.ndarray | None, **how: Any) -> list[np.ndarray]:
+    """The result and, with `dout`, the gradients of the inputs that want one."""
+    out = function(*inputs)
+    if dout is None or out.node is None:
+        return [out.array]
+    return [
+        out.array,
+        *(_array(g, x) for g, x in zip(_gradients(out, inputs, dout, **how), wanted(inputs), strict=True)),
+    ]
+
+
+def _gradients(out: Tensor, inputs: list, dout: np.ndarray, **how: Any) -> tuple:
+    # Twice the same tensor counts as one input of the calculus, so each is asked for once.
+    distinct = list({id(x): x for x in wanted(inputs)}.values())
+    found = grad(out, distinct, Tensor(dout, dtype=out.dtype), allow_unused=True, **how)
+    by_id = {id(x): g for x, g in zip(distinct, found, strict=True)}
+    return tuple(by_id[id(x)] for x in wanted(inputs))
+
+
+def _array(gradient: Any, x: Tensor) -> np.ndarray:
+    return np.zeros(x.shape, x.dtype) if gradient is None else gradient.array
+
+
+class Case:
+    """One operator on one sample, with an upstream gradient."""
+
+    def __init__(self, op: Op, sample: Sample) -> None:
+        self.op, self.sample, self.params = op, sample, sample.params
+        self.call: Any = partial(op, **sample.params)
+        self.arrays = sample.inputs
+        self.inputs = as_tensors(op, sample.inputs)
+        self.rng = np.random.default_rng(0)
+        with np.errstate(all="ignore"):
+            self.out = self.call(*self.inputs)
+        self.dout = self.rng.normal(size=self.out.shape)
+        # Where a gradient all but vanishes by cancellation (a saturated softmax), what cancels has this size.
+        self.size = max([1.0, *(float(np.abs(x.array).max(initial=0)) for x in wanted(self.inputs))])
+        finite = self.out.array[np.isfinite(self.out.array)]
+        self.typical = float(np.abs(self.dout).max(initial=0) * np.abs(finite).max(initial=0))
+
+    def definition(self, *inputs: Any) -> Any:
+        """The operator by its textbook definition."""
+        return self.op.plain(*inputs, **self.params) if self.op.plain else self.call(*inputs)
+
+
+# -- errors in ulp ----------------------------------------------------------------------------------------------------------
+
+
+def _conditioned_scales(
+    f: Callable[[list], list[np.ndarray]], inputs: Sequence[Any], results: list
+) -> list[float]:
+    """For each result its size, plus its change under relative changes of the inputs, per unit of the latter."""
+    rng, tiny = np.random.default_rng(1), 2.0**-22
+    scales = [np.abs(r[np.isfinite(r)]).max(initial=0) for r in results]
+    changes = [0.0] * len(results)
+    for _ in range(3):
+        moved = [
+            x * (1 + tiny * rng.uniform(-1, 1, x.shape))
+            if isinstance(x, np.ndarray) and x.dtype.kind == "f"
+            else x
+            for x in inputs
+        ]
+        for k, (r, m) in enumerate(zip(results, f(moved), strict=True)):
+            difference = np.abs(m - r)
+            changes[k] = max(changes[k], difference[np.isfinite(difference)].max(initial=0) / tiny)
+    return [scale + change for scale, change in zip(scales, changes, strict=True)]
+
+
+def _ulps(actual: np.ndarray, expected: np.ndarray, scale: float, eps: float) -> float:
+    """The largest difference in units of eps · scale; infinite where NaN or infinity stand in different places."""
+    if actual.shape != expected.shape:
+        return np.inf
+    finite = np.isfinite(expected)
+    if not (np.isfinite(actual) == finite).all() or not np.array_equal(
+        actual[~finite], expected[~finite], equal_nan=True
+    ):
+        return np.inf
+    difference = np.abs(actual.astype(np.float64) - expected)[finite].max(initial=0)
+    return float(difference / (eps * scale)) if difference else 0.0
+
+
+def _sum_bound(case: Case, ulps: float = 8) -> float:
+    """How many ulp result and gradients may be off: a sum of n terms has an error that grows like √n."""
+    return ulps + float(np.sqrt(max([1, case.out.array.size, *(np.size(x) for x in case.arrays)]))) / 2
+
+
+def _against_definition(case: Case, dtype: Any) -> Findings:
+    eps = float(np.finfo(dtype).eps)
+    rounded = [
+        x.astype(dtype).astype(np.float64) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
+        for x in case.arrays
+    ]
+    dout = case.dout.astype(dtype).astype(np.float64)
+
+    def exact(inputs: Sequence[Any]) -> list[np.ndarray]:
+        return _run(case.definition, as_tensors(case.op, inputs), dout)
+
+    with np.errstate(all="ignore"):
+        actual = _run(case.call, as_tensors(case.op, rounded, dtype), dout)
+        expected = exact(rounded)
+        scales = _conditioned_scales(exact, rounded, expected)
+    # Inside, numbers of the size of 1 may cancel: 1 − p of a sure prediction, 1 + erf(x).
+    ones = [1.0, *(case.typical + float(np.abs(dout).max(initial=0)) for _ in scales[1:])]
+    size = (
+        case.size if dtype == np.float64 else 1
+    )  # the definition is rounded too, and less careful with large inputs
+    scales = [scale * size + one for scale, one in zip(scales, ones, strict=True)]
+    for a, e, scale in zip(actual, expected, scales, strict=True):
+        yield (_ulps(a, e, scale, eps) if a.dtype == dtype else np.inf), _sum_bound(case)
+
+
+# -- the checks -----------------------------------------------------------------------------------------------------------------
+
+
+def value(case: Case) -> Findings:
+    if case.op.plain is not None:
+        yield from _against_definition(case, np.float64)
+    elif case.op.name in REFERENCES:
+        expected = np.asarray(REFERENCES[case.op.name](*case.arrays, **(case.op.defaults | case.params)))
+        scale = np.abs(expected[np.isfinite(expected)]).max(initial=0)
+        yield _ulps(case.out.array, expected, scale, float(np.finfo(np.float64).eps)), _sum_bound(case)
+
+
+def float32(case: Case) -> Findings:
+    if case.op.name != "cast":
+        yield from _against_definition(case, np.float32)
+
+
+def derivative(case: Case) -> Findings:
+    if wanted(case.inputs):
+        yield examine(case.call, case.inputs, rtol=1e-9, whole=400)
+
+
+def complex_(case: Case) -> Findings:
+    if case.op.name in NOT_ANALYTIC or (case.op.name == "gelu" and case.params.get("approximate") != "tanh"):
+        return
+    function = case.op.plain or case.op
+    gradients = iter(_run(case.call, case.inputs, case.dout)[1:])
+    for i, x in enumerate(case.inputs):
+        if not (isinstance(x, Tensor) and x.requires_grad):
+            continue
+        gradient = next(gradients)
+        for _ in range(2):
+            u = case.rng.normal(size=x.shape)
+
+            def along(t: complex, i: int = i, u: np.ndarray = u) -> np.ndarray:
+                moved = [a + t * u if k == i else a for k, a in enumerate(case.arrays)]
+                return np.sum(function(*moved, **case.params) * case.dout)
+
+            with np.errstate(all="ignore"):
+                exact = float(complex_step(along))
+            scale = float(np.sum(np.abs(gradient * u)))
+            yield abs(exact - float(np.sum(gradient * u))) / max(scale, 1e-3), 1e-12
+
+
+def second(case: Case) -> Findings:
+    if wanted(case.inputs):
+        yield examine_second(case.call, case.inputs, rtol=1e-8, whole=100)
+
+
+def dot(case: Case) -> Findings:
+    tensors = wanted(case.inputs)
+    if not tensors:
+        return
+    us = [case.rng.normal(size=x.shape) for x in tensors]
+
+    def of_wanted(*points: Tensor) -> Tensor:
+        remaining = iter(points)
+        return case.call(
+            *(next(remaining) if isinstance(x, Tensor) and x.requires_grad else x for x in case.inputs)
+        )
+
+    _, forward = jvp(of_wanted, tuple(tensors), tuple(Tensor(u) for u in us))
+    backward = _run(case.call, case.inputs, case.dout)[1:]
+    left = np.sum(forward.array * case.dout)
+    right = sum(np.sum(g * u) for g, u in zip(backward, us, strict=True))
+    scale = np.sum(np.abs(forward.array * case.dout)) + sum(
+        np.sum(np.abs(g * u)) for g, u in zip(backward, us, strict=True)
+    )
+    size = float(
+        np.linalg.norm(case.dout) * np.sqrt(sum(np.sum(u * u) for u in us))
+    )  # of what may have cancelled
+    yield abs(left - right) / max(scale, 1e-2 * size, 1e-300), 1e-13
+
+
+def linear(case: Case) -> Findings:
+    other = case.rng.normal(size=case.dout.shape)
+    runs = [_run(case.call, case.inputs, d)[1:] for d in (case.dout, other, 2 * case.dout - 3 * other)]
+    for u, v, w in zip(*runs, strict=True):
+        scale = np.abs(u).max(initial=0) + np.abs(v).max(initial=0) + case.typical
+        yield _ulps(w, 2 * u - 3 * v, scale, float(np.finfo(np.float64).eps)), _sum_bound(case, 256)
+
+
+def aliased(case: Case) -> Findings:
+    tensors = wanted(case.inputs)
+    if len(tensors) < 2 or len({x.shape for x in tensors}) > 1:
+        return
+    x = tensors[0]
+    same = [x if isinstance(y, Tensor) and y.requires_grad else y for y in case.inputs]
+    apart = [
+        x.detach().clone().requires_grad_() if isinstance(y, Tensor) and y.requires_grad else y
+        for y in case.inputs
+    ]
+    if case.op.kinks:  # equal inputs are where it has no derivative
+        return
+    together = _run(case.call, same, case.dout)[1]
+    parts = _run(case.call, apart, case.dout)[1:]
+    yield (
+        _ulps(
+            together,
+            np.sum(parts, axis=0),
+            float(np.abs(parts).max(initial=0)),
+            float(np.finfo(np.float64).eps),
+        ),
+        8,
+    )
+
+
+def mixed(case: Case) -> Findings:
+    tensors = wanted(case.inputs)
+    if len(tensors) < 2 or not (case.op.broadcasts or case.op.is_fused):
+        return
+    for narrow in range(len(tensors)):
+        inputs = [
+            Variable.wrap(x.array.astype(np.float32)).requires_grad_() if x is tensors[narrow] else x
+            for x in case.inputs
+        ]
+        wide = [
+            x.double().detach().requires_grad_() if isinstance(x, Tensor) and x.requires_grad else x
+            for x in inputs
+        ]
+        actual, expected = _run(case.call, inputs, case.dout), _run(case.call, wide, case.dout)
+        for k, (a, e) in enumerate(zip(actual, expected, strict=True)):
+            own = np.float32 if k == narrow + 1 else np.float64
+            scale = np.abs(e[np.isfinite(e)]).max(initial=0)
+            yield (_ulps(a, e, scale, float(np.finfo(own).eps)) if a.dtype == own else np.inf), 8
+
+
+def layout(case: Case) -> Findings:
+    packed = [np.array(x, order="C") if isinstance(x, np.ndarray) else x for x in case.arrays]
+    strided = [np.array(x, order="F") if isinstance(x, np.ndarray) else x for x in case.arrays]
+    eps = float(np.finfo(np.float64).eps)
+    expected = _run(case.call, as_tensors(case.op, packed), case.dout)
+    for arrays, dout in ((case.arrays, case.dout), (strided, np.array(case.dout, order="F"))):
+        for a, e in zip(_run(case.call, as_tensors(case.op, arrays), dout), expected, strict=True):
+            yield _ulps(a, e, np.abs(e[np.isfinite(e)]).max(initial=0), eps), _sum_bound(case)
+
+
+def untouched(case: Case) -> Findings:
+    arrays = [np.array(x) if isinstance(x, np.ndarray) else x for x in case.arrays]
+    dout = np.array(case.dout)
+    upstream = Tensor(dout)
+    inputs = as_tensors(case.op, arrays)
+    out = case.call(*inputs)
+    kept = np.array(out.array)
+    for how in ({"retain_graph": True}, {"create_graph": True}, {}):
+        if out.node is not None:
+            for gradient, x in zip(
+                grad(out, wanted(inputs), upstream, allow_unused=True, **how), wanted(inputs), strict=True
+            ):
+                if gradient is not None and (gradient.shape != x.shape or gradient.dtype != x.dtype):
+                    raise ProofError(
+                        f"expected a gradient of shape {x.shape} and dtype {x.dtype}, got {gradient.shape} and "
+                        f"{gradient.dtype}"
+                    )
+    pairs = [(arrays, case.arrays), ([upstream.array], [case.dout]), ([out.array], [kept])]
+    changed = [
+        not np.array_equal(a, b, equal_nan=True)
+        for now, then in pairs
+        for a, b in zip(now, then, strict=True)
+        if isinstance(a, np.ndarray) and a.dtype.kind == "f"
+    ]
+    computed = case.op(*case.arrays, **case.params)
+    if isinstance(computed, Variable) or not np.array_equal(computed, case.out.array, equal_nan=True):
+        raise ProofError("called with ndarrays, it must return the same numbers as an ndarray")
+    yield float(sum(changed)), 0.0
+
+
+def subgradient(case: Case) -> Findings:
+    if case.sample.subgradient is None:
+        return
+    try:
+        examine(case.call, case.inputs)
+    except GradcheckError as error:
+        if error.cause != "kink":
+            raise
+    else:
+        raise ProofError("expected a kink at this sample, but every derivative exists")
+    for a, e in zip(
+        _run(case.call, case.inputs, np.ones(case.out.shape))[1:], case.sample.subgradient, strict=True
+    ):
+        yield float(np.abs(a - e).max()), 1e-15
+
+
+CHECKS: dict[str, Callable[[Case], Findings]] = {
+    "value": value, "float32": float32, "derivative": derivative, "complex": complex_, "second": second, "dot": dot,
+    "linear": linear, "aliased": aliased, "mixed": mixed, "layout": layout, "untouched": untouched,
+}  # fmt: skip
+AT_KINKS = {
+    "value": value,
+    "untouched": untouched,
+    "linear": linear,
+    "layout": layout,
+    "subgradient": subgradient,
+}
+
+
+def prove(op: Op | str, sample: Sample, only: Sequence[str] | None = None) -> dict[str, Finding]:
+    """Run every check (or `only` some) on one sample.
+
+    Returns:
+        for each check that applies, the error closest to its bound.
+
+    Raises:
+        ProofError (GradcheckError for derivatives): a check failed.
+    """
+    op = registry[op] if isinstance(op, str) else op
+    found: dict[str, Finding] = {}
+    name = "computing the result"
+    try:
+        case = Case(op, sample)
+        for name, check in (CHECKS if sample.subgradient is None else AT_KINKS).items():
+            if only is not None and name not in only:
+                continue
+            for error, bound in check(case):
+                error = float(error)
+                if not error <= bound:
+                    raise ProofError(f"the error is {error:.3g}, the bound {bound:.3g}")
+                worst = found.get(name)
+                if (
+                    worst is None
+                    or error * worst.bound > worst.error * bound
+                    or (bound > 0 and worst.bound == 0)
+                ):
+                    found[name] = Finding(error, float(bound))
+    except Exception as error:
+        text = f'`{op.name}` fails the check "{name}": {error}\n\nto see it again:\n\n{_reproduction(op, sample, name)}'
+        if isinstance(error, GradcheckError):
+            raise GradcheckError(text, **vars(error)) from error
+        raise ProofError(text) from error
+    return found
+
+
+def refuses(op: Op, sample: Sample) -> None:
+    """Make sure that the operator refuses a sample with the error and the words that its record promises."""
+    import re
+
+    assert sample.error is not None
+    try:
+        op(*as_tensors(op, sample.inputs), **sample.params)
+    except sample.error as error:
+        if not re.search(sample.match, str(error)):
+            raise ProofError(
+                f"`{op.name}`: expected an error that says {sample.match!r}, got {str(error)!r}"
+            ) from error
+        return
+    raise ProofError(
+        f"`{op.name}`: expected {sample.error.__name__} for inputs of shapes "
+        f"{[np.shape(x) for x in sample.inputs]} and {sample.params}, got a result"
+    )
+
+
+def _reproduction(op: Op, sample: Sample, check: str) -> str:
+    inputs = "".join(f"    {literal(x)},\n" for x in sample.inputs)
+    params = ", ".join(f'"{key}": {literal(x)}' for key, x in sample.params.items())
+    name = repr(op.name) if registry.get(op.name) is op else op.name
+    return (
+        f"import numpy as np\nfrom numpy import array, float32, float64, int64\nfrom autograd.op import Sample\n"
+        f"from autograd.proof import prove\n\nsample = Sample((\n{inputs}), {{{params}}})\n"
+        f"prove({name}, sample, only={[check]!r})"
+    )
