@@ -73,6 +73,7 @@ __all__ = ["matmul"]
 
 VECTORS = 2  # in a row of the tile
 ROWS = 14 if host().registers == 32 else 6  # so that the tile, a row of b and one number of a fill the registers
+HEIGHTS = (4, 8, ROWS) if ROWS == 14 else (3, ROWS)  # of tiles for the last rows of a matrix, and for all others
 DEPTH = 384
 WIDTH = 16 * VECTORS  # vectors
 GROUP = 8 * ROWS
@@ -83,52 +84,59 @@ VECTOR_TASK = 2**15  # numbers of the matrix in one task of a product with a vec
 VECTOR_UNIT = 64  # `out` is divided in multiples of this, of 8 times this where b's rows are contiguous
 
 
-def _tile(vectors: int, row: int, column: int) -> Any:
-    """The microkernel: out = start + a @ b, on ROWS × `vectors`, for a panel of a with the given strides.
+def _sum_products(e, height, vectors, a, row, column, b, depth):
+    """The loop over k that all is about: `height` rows of `vectors` sums stay in registers."""
+    with e.loop(depth, [a, b, *(e.zero() for _ in range(height * vectors))]) as carried:
+        a, b, *sums = carried
+        b_k = [e.load(e.at(b, v * e.lanes)) for v in range(vectors)]
+        for i in range(height):
+            a_ik = e.splat(e.at(a, i * row))
+            for v in range(vectors):
+                sums[i * vectors + v] = e.fma(a_ik, b_k[v], sums[i * vectors + v])
+        carried[:] = e.at(a, column), e.at(b, vectors * e.lanes), *sums
+    return [carried[2 + i * vectors : 2 + (i + 1) * vectors] for i in range(height)]
 
-    Only the first `rows` rows are read from `start` and written to `out`.
+
+def _tile(row: int, column: int) -> Any:
+    """The microkernel: out = start + a @ b, for a panel of a with the given (constant) strides and one of b.
+
+    It comes in several sizes, for panels of b that are one vector wide and for the last rows of a matrix. The
+    smallest that has `rows` rows is used; those beyond are computed but neither read from `start` nor written.
     """
 
-    def body(e, a, b, depth, start, start_row, out, out_row, rows):
-        def cells(base, stride, i):
-            first = e.at(base, e.builder.mul(stride, stride.type(i)))
+    def body(e, a, b, depth, start, start_row, out, out_row, rows, columns):
+        builder = e.builder
+
+        def cells(base, stride, i, vectors):
+            first = e.at(base, builder.mul(stride, stride.type(i)))
             return [e.at(first, v * e.lanes) for v in range(vectors)]
 
-        def finish(i, sums):
-            for total, source, target in zip(sums, cells(start, start_row, i), cells(out, out_row, i), strict=True):
-                e.store(e.add(total, e.load(source)), target)
+        def multiply(height, vectors):
+            for i in range(height):
+                for cell in cells(start, start_row, i, vectors):
+                    e.prefetch(cell)
+            for i, sums in enumerate(_sum_products(e, height, vectors, a, row, column, b, depth)):
+                with builder.if_then(builder.icmp_signed(">", rows, rows.type(i)), likely=True):
+                    places = zip(cells(start, start_row, i, vectors), cells(out, out_row, i, vectors), strict=True)
+                    for total, (source, target) in zip(sums, places, strict=True):
+                        e.store(e.add(total, e.load(source)), target)
+            builder.ret_void()
 
-        for i in range(ROWS):
-            for cell in cells(start, start_row, i):
-                e.prefetch(cell)
-        with e.loop(depth, [a, b, *(e.zero() for _ in range(ROWS * vectors))]) as carried:
-            a, b, *sums = carried
-            b_k = [e.load(e.at(b, v * e.lanes)) for v in range(vectors)]
-            for i in range(ROWS):
-                a_ik = e.splat(e.at(a, i * row))
-                for v in range(vectors):
-                    sums[i * vectors + v] = e.fma(a_ik, b_k[v], sums[i * vectors + v])
-            carried[:] = e.at(a, column), e.at(b, vectors * e.lanes), *sums
-        rows_of_sums = [carried[2 + i * vectors : 2 + (i + 1) * vectors] for i in range(ROWS)]
-        with e.builder.if_else(e.builder.icmp_signed("==", rows, rows.type(ROWS))) as (whole, edge):
-            with whole:
-                for i, sums in enumerate(rows_of_sums):
-                    finish(i, sums)
-            with edge:
-                for i, sums in enumerate(rows_of_sums):
-                    with e.builder.if_then(e.builder.icmp_signed(">", rows, rows.type(i))):
-                        finish(i, sums)
+        with builder.if_then(builder.icmp_signed("<=", columns, columns.type(e.lanes))):
+            multiply(ROWS, 1)
+        for height in HEIGHTS:
+            with builder.if_then(builder.icmp_signed("<=", rows, rows.type(height))):
+                multiply(height, VECTORS)
 
     @intrinsic
-    def tile(typingctx, a, b, depth, start, start_row, out, out_row, rows):
-        signature = types.void(a, b, types.intp, a, types.intp, a, types.intp, types.intp)
-        return signature, emitted(f"tile.{vectors}.{row}.{column}", body)
+    def tile(typingctx, a, b, depth, start, start_row, out, out_row, rows, columns):
+        i = types.intp
+        return types.void(a, b, i, a, i, a, i, i, i), emitted(f"tile.{row}.{column}", body)
 
     return tile
 
 
-_tile_by_rows, _narrow_tile_by_rows = _tile(VECTORS, PACKED_ROW, 1), _tile(1, PACKED_ROW, 1)
-_tile_by_columns, _narrow_tile_by_columns = _tile(VECTORS, 1, ROWS), _tile(1, 1, ROWS)
+_tile_by_rows, _tile_by_columns = _tile(PACKED_ROW, 1), _tile(1, ROWS)
 _move_rows = mover(ROWS)
 
 
@@ -200,15 +208,9 @@ def _multiply_panels(by_rows, a, b, depth, start, out, rows, columns, zeros, scr
     whole = columns == VECTORS * L and start.column == 1 and out.column == 1
     source, target = (start, out) if whole else (Matrix(zeros, 0, 1), Matrix(scratch, VECTORS * L, 1))
     if by_rows:
-        if columns > L:
-            _tile_by_rows(a, b, depth, source.start, source.row, target.start, target.row, rows)
-        else:
-            _narrow_tile_by_rows(a, b, depth, source.start, source.row, target.start, target.row, rows)
+        _tile_by_rows(a, b, depth, source.start, source.row, target.start, target.row, rows, columns)
     else:
-        if columns > L:
-            _tile_by_columns(a, b, depth, source.start, source.row, target.start, target.row, rows)
-        else:
-            _narrow_tile_by_columns(a, b, depth, source.start, source.row, target.start, target.row, rows)
+        _tile_by_columns(a, b, depth, source.start, source.row, target.start, target.row, rows, columns)
     if not whole:
         for i in range(rows):
             for j in range(columns):
