@@ -38,7 +38,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .arrays import give_back, workspace
-from .elementary import constant, emit_exp, exp, log, row_maximum
+from .elementary import constant, emit_exp, exp, log, row_maximum, use_widest_vectors
 from .ir import INT, Emitter, emitted, fetch_add, host, lanes, pointer, shift, transpose
 from .jit import kernel, num_threads, prange
 from .random import keep_threshold, keys, random_bits
@@ -364,12 +364,28 @@ def _hide_unseen(scores, rows, seen, keys, panel):
 @kernel
 def _drop(p, rows, seen, keys, position, row_length, dropout):
     """Drop weights. That of row i and column j has the number `position + i·row_length + j`."""
+    use_widest_vectors()
     key0, key1, threshold, keep_scale = dropout
     for i in range(rows if threshold else 0):
+        row, start = shift(p, i * KEYS), position + i * row_length
         for j in range(min(seen + i, keys)):
-            kept = p[i * KEYS + j] * keep_scale
-            bits = random_bits(key0, key1, position + i * row_length + j)
-            p[i * KEYS + j] = kept if bits >= threshold else keep_scale - keep_scale
+            keep = keep_scale if random_bits(key0, key1, start + j) >= threshold else keep_scale - keep_scale
+            row[j] *= keep
+
+
+@kernel
+def _drop_both(p, ds, deltas, rows, seen, keys, position, row_length, dropout):
+    """Drop weights p and account for it in ds: p·(dp − δ) becomes p·(keep·dp − δ)."""
+    use_widest_vectors()
+    key0, key1, threshold, keep_scale = dropout
+    one = keep_scale / keep_scale
+    for i in range(rows if threshold else 0):
+        p_row, ds_row, start = shift(p, i * KEYS), shift(ds, i * KEYS), position + i * row_length
+        delta = deltas[i]
+        for j in range(min(seen + i, keys)):
+            keep = keep_scale if random_bits(key0, key1, start + j) >= threshold else keep_scale - keep_scale
+            ds_row[j] = keep * ds_row[j] + (keep - one) * delta * p_row[j]
+            p_row[j] *= keep
 
 
 # --- one task: a key/value head with its query heads ---
@@ -467,16 +483,14 @@ def _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, scale, offset, dropout,
                 for j in range(0, min(Tk, first + rows - 1 + offset), KEYS):
                     seen = first + offset - j
                     keys = min(KEYS, Tk - j)
-                    position = (row0 + first) * Tk + j
                     _scores(queries, shift(keys_transposed, j * width), padded_rows, keys, seen, width, p)
                     _hide_unseen(p, padded_rows, seen, keys, panel)
                     _scores(douts, shift(values_transposed, j * width), padded_rows, keys, seen, width, ds)
-                    _drop(ds, rows, seen, keys, position, Tk, dropout)
                     for i in range(padded_rows):
                         weights_and_gradients(shift(p, i * KEYS), shift(ds, i * KEYS),
                                               _up(_columns(i, seen, keys), panel) // (panel // 2),
                                               shift(log_sums, i), shift(deltas, i))
-                    _drop(p, rows, seen, keys, position, Tk, dropout)
+                    _drop_both(p, ds, deltas, rows, seen, keys, (row0 + first) * Tk + j, Tk, dropout)
                     keys = _up(keys, ROWS)
                     # Have these keys been seen before, so that their gradients have begun?
                     later = head > kv * (H // K) or (first > 0 and first - 1 + offset > j)

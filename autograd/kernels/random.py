@@ -19,6 +19,7 @@ import math
 import numpy as np
 
 from .arrays import GRAIN, flat
+from .elementary import use_widest_vectors
 from .jit import kernel, prange
 
 __all__ = ["dropout", "keep_threshold", "keys", "random_bits", "uniform"]
@@ -54,6 +55,7 @@ def random_bits(key0, key1, i):
 
 @kernel
 def _dropout_span(x, key0, key1, threshold, scale, first, last, out):
+    use_widest_vectors()
     zero = x.dtype.type(0)
     for i in range(first, last):
         kept = x[i] * scale
