@@ -23,7 +23,7 @@ PAD, EOT, UNK = DEFAULT_SPECIAL_TOKENS
 
 @pytest.fixture(scope="module", params=[*PATTERNS, "no pattern", "own pattern"])
 def tokenizer(request) -> Tokenizer:
-    patterns = PATTERNS | {"no pattern": None, "own pattern": r"\w+|[^\w\s]+"}
+    patterns = PATTERNS | {"no pattern": None, "own pattern": r"\p{L}+|[^\p{L}\s]+"}
     return Tokenizer.train(TEXT, 420, patterns[request.param])
 
 
@@ -92,6 +92,16 @@ def test_long_pieces_merge_as_short_ones_do(pieces):
     tokenizer = Tokenizer.train("abcabcab aaaa bbbbbbbb cacacaca abab" * 3, 300, None)
     text = "".join(unit * count for unit, count in pieces)
     assert tokenizer.encode(text).tolist() == defined(tokenizer, text.encode())
+
+
+@pytest.mark.parametrize("count", [2**16 - 1, 2**16, 100_001, 3 * 2**16 + 12_345])
+def test_tokens_longer_than_a_window(count):
+    """A run of one letter merges to tokens of 1, 2, 4, … letters: of the longest what fits, then binary digits."""
+    tokenizer = Tokenizer.train("a" * 2**17, 256 + 16, None, special_tokens=())
+    longest = 2**16
+    assert tokenizer.token_bytes(271) == b"a" * longest
+    rest = [255 + bit if bit else 97 for bit in range(15, -1, -1) if count % longest >> bit & 1]
+    assert tokenizer.encode("a" * count).tolist() == [271] * (count // longest) + rest
 
 
 def test_more_pieces_than_the_cache_holds():

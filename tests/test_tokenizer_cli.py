@@ -68,11 +68,13 @@ def test_the_byte_tokenizer_needs_no_file(run):
     assert run("encode", "--tokenizer", "bytes", stdin=b"hi")[1].split() == [b"104", b"105"]
 
 
-def test_special_tokens_are_allowed_by_a_flag(run, trained):
+def test_special_tokens_are_refused_unless_asked_for(run, trained):
     code, _, err = run("encode", stdin=b"a<|pad|>")
     assert code == 2
-    assert "'<|pad|>' at byte 1" in err
-    assert run("encode", "--allow-special", stdin=b"<|pad|>")[1].split() == [b"297"]
+    assert "'<|pad|>' at byte 1: pass --special allow" in err
+    assert run("encode", "--special", "allow", stdin=b"<|pad|>")[1].split() == [b"297"]
+    ordinary = trained.encode("<|pad|>", disallowed_special=())
+    assert run("encode", "--special", "text", stdin=b"<|pad|>")[1].split() == [b"%d" % token for token in ordinary]
 
 
 def test_inspect_shows_vocabulary_and_text(run, trained):

@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 import numpy as np
 import tyro
@@ -79,7 +79,7 @@ def encode(
     /,
     tokenizer: TokenizerPath = Path("tokenizer.json"),
     out: Path | None = None,
-    allow_special: bool = False,
+    special: Literal["refuse", "allow", "text"] = "refuse",
 ) -> None:
     """Text to ids: as numbers on standard output, or as an .npy file.
 
@@ -87,9 +87,17 @@ def encode(
         file: the text
         tokenizer: tokenizer.json, its folder, or bytes
         out: write the ids here, as a NumPy array
-        allow_special: read special tokens in the text as such; without it they are an error
+        special: what to do with special tokens in the text: refuse it, allow them, or take them as ordinary text
     """
-    ids = load(tokenizer).encode(read_input(file), allowed_special="all" if allow_special else ())
+    policy: dict[str, Any] = {"allowed_special": "all"} if special == "allow" else {}
+    if special == "text":
+        policy = {"disallowed_special": ()}
+    loaded, data = load(tokenizer), read_input(file)
+    try:
+        ids = loaded.encode(data, **policy)
+    except ValueError as error:
+        what = str(error).partition(": pass ")[0]
+        raise ValueError(f"{what}: pass --special allow to read it as such, or --special text") from None
     if out is not None:
         np.save(out, ids)
     else:

@@ -308,7 +308,7 @@ class Tokenizer:
             return b""
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise ValueError(f"expected ids as one row of integers, got shape {array.shape} of {array.dtype}")
-        array = np.ascontiguousarray(array, dtype=None if array.dtype == self.dtype else np.int64)
+        array = array.astype(np.int64)
         size, wrong = merge.measure(array, self._tables)
         if wrong >= 0:
             n_tokens = len(self._tokens) + len(self._special_tokens)

@@ -18,8 +18,10 @@ token t stand side by side, though t's merge is of another pair. No merge so far
 same merges happen when t's bytes are encoded alone. There a and b would stay apart for good, but (3) says that they
 end as t. Vocabularies learned by BPE have these properties; `write_tiktoken` checks them.
 
-Left out here: formats that are not byte-level BPE (SentencePiece, WordPiece), and the parts of tokenizer.json that
-change the text before it is split or add tokens after (normalizers, templates).
+Left out here: formats that are not byte-level BPE (SentencePiece, WordPiece). Of tokenizer.json, what changes the text
+(normalizers, prefix spaces) is refused; what is done to finished ids (templates that add tokens around a text,
+truncation, padding) is not read: our ids are those of `encode(text, add_special_tokens=False)`. Of rank files, those
+with tokens that no two lower tokens make are refused, since no list of merges could stand for them.
 """
 
 from __future__ import annotations
@@ -181,7 +183,7 @@ def write_huggingface(tokenizer: Tokenizer, path: str | os.PathLike | None = Non
         },
     }
     if path is not None:
-        Path(path).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        _write(path, json.dumps(content, ensure_ascii=False, indent=1))
     return content
 
 
@@ -253,8 +255,9 @@ def write_gpt2(tokenizer: Tokenizer, vocab_bpe: str | os.PathLike, encoder_json:
     if len({new for _, _, new in tokenizer.merges.tolist()}) != len(tokenizer._tokens) - 256:
         raise FormatError("vocab.bpe and encoder.json cannot tell tokens without a merge from special tokens")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in _write_merges(tokenizer))]
-    Path(vocab_bpe).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    Path(encoder_json).write_text(json.dumps(_write_vocab(tokenizer)), encoding="utf-8")
+    vocab = _write_vocab(tokenizer)
+    _write(vocab_bpe, "\n".join(lines) + "\n")
+    _write(encoder_json, json.dumps(vocab))
 
 
 # ---- tiktoken ----
@@ -295,8 +298,7 @@ def write_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike | None = None) 
     if token is not None:
         raise FormatError(f"token {token}, {tokens[token]!r}, is not what its bytes merge to; tiktoken would differ")
     if path is not None:
-        lines = (b"%s %d\n" % (base64.b64encode(tokens[token]), token) for token in sorted(tokens))
-        Path(path).write_bytes(b"".join(lines))
+        _write(path, "".join(f"{base64.b64encode(tokens[token]).decode()} {token}\n" for token in sorted(tokens)))
     return {
         "name": f"groundup-{tokenizer.hash()[:8]}",
         "pat_str": tokenizer.pattern if tokenizer.pattern is not None else r"[\s\S]+",
@@ -347,6 +349,13 @@ def _read_ranks(path: str | os.PathLike) -> dict[bytes, int]:
 
 
 # ---- what the formats share ----
+
+
+def _write(path: str | os.PathLike, text: str) -> None:
+    """Write a file whole or not at all."""
+    unfinished = Path(f"{os.fspath(path)}.unfinished")
+    unfinished.write_bytes(text.encode("utf-8"))
+    unfinished.replace(path)
 
 
 def _read_bytes(path: str | os.PathLike) -> bytes:

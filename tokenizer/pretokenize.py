@@ -6,6 +6,8 @@ tokenizers read alike; other spellings of the same rule are recognised and repla
 Bytes that are not UTF-8 pass through as symbols: each counts as one character that is neither letter, digit
 nor space (in Python's terms, the text is decoded with `surrogateescape`). Nothing is lost or replaced.
 
+A pattern of your own is read by `regex`; other engines may mean something else by the same expression (\\w, $).
+
 `split` cuts with the `regex` package and is the definition; `piece_ends` gives the same cuts as numbers and uses the
 compiled scanners of scan.py where there is one.
 
