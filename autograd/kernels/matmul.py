@@ -80,6 +80,7 @@ GROUP = 8 * ROWS
 PACKED_ROW = DEPTH + 16  # not a power of two: rows that fall into the same cache set would evict each other
 CLOCKS_TILE, CLOCKS_PACK_A, CLOCKS_PACK_B = 14, 3, 6  # per k: 28 multiply-adds on two units; packing a panel of a, of b
 SMALL = 2**18  # multiply-adds (about 3 µs) that aren't worth a second thread
+DOTS = 8  # that are computed side by side: enough to hide that a sum waits for the one before
 VECTOR_TASK = 2**15  # numbers of the matrix in one task of a product with a vector
 VECTOR_UNIT = 64  # `out` is divided in multiples of this, of 8 times this where b's rows are contiguous
 
@@ -248,23 +249,24 @@ def _block(a, b, start, out, M, N, K, workspace):
 
 
 @intrinsic
-def _four_dots(typingctx, x, columns, stride, whole, rest, results):
-    """results (4) = x · each of four columns, `stride` apart; K is `whole` vectors and `rest` numbers."""
+def _dots(typingctx, x, columns, stride, whole, rest, results):
+    """results (8) = x · each of eight columns, `stride` apart; K is `whole` vectors and `rest` numbers."""
 
     def body(e, x, columns, stride, whole, rest, results):
-        starts = [e.at(columns, e.builder.mul(stride, stride.type(i))) for i in range(4)]
+        starts = [e.at(columns, e.builder.mul(stride, stride.type(i))) for i in range(DOTS)]
         with e.loop(whole, [x, *starts, *(e.zero() for _ in starts)]) as carried:
             x_k = e.load(carried[0])
-            sums = [e.fma(x_k, e.load(column), total) for column, total in zip(carried[1:5], carried[5:], strict=True)]
-            carried[:] = *(e.at(pointer, e.lanes) for pointer in carried[:5]), *sums
+            columns_and_sums = zip(carried[1 : 1 + DOTS], carried[1 + DOTS :], strict=True)
+            sums = [e.fma(x_k, e.load(column), total) for column, total in columns_and_sums]
+            carried[:] = *(e.at(pointer, e.lanes) for pointer in carried[: 1 + DOTS]), *sums
         mask = e.first(rest)
         x_k = e.load_masked(carried[0], mask)
-        for i in range(4):
-            total = e.fma(x_k, e.load_masked(carried[1 + i], mask), carried[5 + i])
+        for i in range(DOTS):
+            total = e.fma(x_k, e.load_masked(carried[1 + i], mask), carried[1 + DOTS + i])
             e.builder.store(e.sum(total), e.at(results, i))
 
     i = types.intp
-    return types.void(x, x, i, i, i, x), emitted("four_dots", body)
+    return types.void(x, x, i, i, i, x), emitted("dots", body)
 
 
 @kernel
@@ -273,11 +275,11 @@ def _vector_block(x, b, start, out, K, N, workspace):
     if b.row == 1:
         whole, rest = divmod(K, lanes(x))
         dots = shift(workspace, WIDTH * lanes(x))  # behind the zeros, as `scratch` in `_block`
-        for j in range(0, N, 4):
-            columns = min(4, N - j)
-            for i in range(1 if columns == 4 else columns):  # the last few each four times
-                stride = b.column if columns == 4 else 0
-                _four_dots(x, shift(b.start, (j + i) * b.column), stride, whole, rest, shift(dots, i))
+        for j in range(0, N, DOTS):
+            columns = min(DOTS, N - j)
+            for i in range(1 if columns == DOTS else columns):  # the last few each for all
+                stride = b.column if columns == DOTS else 0
+                _dots(x, shift(b.start, (j + i) * b.column), stride, whole, rest, shift(dots, i))
             for i in range(columns):
                 out.start[(j + i) * out.column] = start.start[(j + i) * start.column] + dots[i]
         return
