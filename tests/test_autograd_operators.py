@@ -61,6 +61,13 @@ def test_bad_input_is_refused_with_a_reason(op):
         refuses(op, sample)
 
 
+@pytest.mark.parametrize("op", [op for op in OPERATORS if op.floats], ids=lambda op: op.name)
+def test_integers_are_computed_in_the_default_floating_dtype(op):
+    x = [np.ones((2, 3), np.int64) for _ in op.inputs]
+    assert op(*x).dtype == np.float32
+    np.testing.assert_allclose(op(*x), op(*(a.astype(np.float64) for a in x)), rtol=1e-6)
+
+
 @given(st.data())
 def test_what_is_drawn_has_the_values_it_should_have_in_any_layout(data):
     draw = Draw(data.draw)
