@@ -263,7 +263,7 @@ class Tokenizer:
 
         scratch = scratch or merge.Scratch.make()
         view = np.frombuffer(data, dtype=np.uint8)
-        out = np.empty(len(data), dtype=self.dtype)
+        out = np.empty(len(data) + 1, dtype=self.dtype)
         n_out = 0
         for start, ends in cuts:
             done, room = 0, 1

@@ -4,6 +4,8 @@
 not see an edit in a helper that stands in another file. Where no folder is writable, loops compile afresh
 in each process and everything else works.
 
+`load_word` and `trailing_zeros` look at eight bytes at once.
+
 Importing this file imports Numba (a quarter of a second), so the rest of the room imports it at first use.
 """
 
@@ -17,7 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
+from llvmlite import ir
 from numba.core import config as numba_config
+from numba.core import types
+from numba.extending import intrinsic
 
 config: Any = numba_config  # Numba defines its settings at import, where type checkers cannot see them
 njit: Any = numba.njit
@@ -68,3 +74,41 @@ def kernel(function: Callable, forceinline: bool = False) -> Callable:
 def inline(function: Callable) -> Callable:
     """A `kernel` that becomes part of its callers: for helpers that run once a character or once a piece."""
     return kernel(function, forceinline=True)
+
+
+def _trailing_zeros(typing_context: Any, word: Any) -> Any:
+    """The number of zero bits below the lowest one of a uint64 that is not 0."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.IntType(1)(1))
+
+    return types.uint64(types.uint64), emit
+
+
+trailing_zeros: Any = intrinsic(_trailing_zeros)
+
+
+@inline
+def load_word(data, i, count):
+    """Up to 8 bytes from byte i as one little-endian word, zeros above."""
+    if count <= 0:
+        return np.uint64(0)
+    word = np.uint64(0)
+    j = np.uint64(i)
+    if i + 8 <= data.size:  # written so that LLVM makes one load of it
+        word = (
+            np.uint64(data[j])
+            | np.uint64(data[j + np.uint64(1)]) << np.uint64(8)
+            | np.uint64(data[j + np.uint64(2)]) << np.uint64(16)
+            | np.uint64(data[j + np.uint64(3)]) << np.uint64(24)
+            | np.uint64(data[j + np.uint64(4)]) << np.uint64(32)
+            | np.uint64(data[j + np.uint64(5)]) << np.uint64(40)
+            | np.uint64(data[j + np.uint64(6)]) << np.uint64(48)
+            | np.uint64(data[j + np.uint64(7)]) << np.uint64(56)
+        )
+        if count < 8:
+            word &= (np.uint64(1) << np.uint64(8 * count)) - np.uint64(1)
+        return word
+    for k in range(min(count, 8)):
+        word |= np.uint64(data[i + k]) << np.uint64(8 * k)
+    return word

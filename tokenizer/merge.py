@@ -23,11 +23,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .jit import inline, kernel
+from .jit import inline, kernel, load_word
 
 SHORT = 40  # bytes
 WINDOW = 1024  # bytes
-CACHE_BITS = 15  # 2^15 sets of two lines of 64 bytes: 4 MB, touched as needed
+CACHE_BITS = 15  # 2^15 sets of four lines of 64 bytes: 8 MB, touched as needed
+CACHE_WAYS = 4
 NO_ID = 0xFFFFFFFF
 NO_PAIR = np.iinfo(np.int64).max
 PADDING = 16  # bytes that `copy_tokens` may read and write beyond the last token
@@ -65,7 +66,7 @@ class Scratch(NamedTuple):
     def make(cls, length: int = 2 * WINDOW, cache: np.ndarray | None = None) -> Scratch:
         """Room for stretches of up to `length` bytes, with an empty cache or the one given."""
         if cache is None:
-            cache = np.zeros((2 << CACHE_BITS, 8), dtype=np.uint64)  # length 0 matches no piece
+            cache = np.zeros((CACHE_WAYS << CACHE_BITS, 8), dtype=np.uint64)  # length 0 matches no piece
         ids, values, following, previous, mended = np.empty((5, length), dtype=np.int64)
         heap = np.empty(2 * length, dtype=np.int64)
         return cls(cache, ids, values, following, previous, mended, heap)
@@ -338,32 +339,6 @@ def replace(out, a, b, n_out, mended, count):
 
 
 @inline
-def load_word(data, i, count):
-    """Up to 8 bytes from byte i as one little-endian word, zeros above."""
-    if count <= 0:
-        return np.uint64(0)
-    word = np.uint64(0)
-    j = np.uint64(i)
-    if i + 8 <= data.size:  # written so that LLVM makes one load of it
-        word = (
-            np.uint64(data[j])
-            | np.uint64(data[j + np.uint64(1)]) << np.uint64(8)
-            | np.uint64(data[j + np.uint64(2)]) << np.uint64(16)
-            | np.uint64(data[j + np.uint64(3)]) << np.uint64(24)
-            | np.uint64(data[j + np.uint64(4)]) << np.uint64(32)
-            | np.uint64(data[j + np.uint64(5)]) << np.uint64(40)
-            | np.uint64(data[j + np.uint64(6)]) << np.uint64(48)
-            | np.uint64(data[j + np.uint64(7)]) << np.uint64(56)
-        )
-        if count < 8:
-            word &= (np.uint64(1) << np.uint64(8 * count)) - np.uint64(1)
-        return word
-    for k in range(min(count, 8)):
-        word |= np.uint64(data[i + k]) << np.uint64(8 * k)
-    return word
-
-
-@inline
 def key_hash(a, b, c, d):
     """64 bits, the upper ones best mixed."""
     mixed = (a ^ d) * GOLDEN
@@ -386,6 +361,48 @@ def piece_key(data, start, end):
     return a, b, c, d, key_hash(a, b, c, d)
 
 
+# ---- the cache: sets of four lines of eight words, four of key, four with two ids each ----
+
+
+@inline
+def find_line(cache, line, a, b, c, d):
+    """The line with this key in the set that begins at `line`, or -1. What is met again moves towards the front."""
+    for way in range(line, line + CACHE_WAYS):
+        if cache[way, 0] == a and cache[way, 3] == d and cache[way, 1] == b and cache[way, 2] == c:
+            if way == line:
+                return way
+            for word in range(8):
+                cache[way, word], cache[way - 1, word] = cache[way - 1, word], cache[way, word]
+            return way - 1
+    return np.int64(-1)
+
+
+@inline
+def recall(cache, line, out, n_out):
+    """Write the ids of a line to out[n_out:]. Returns the new n_out."""
+    for word in range(4, 8):
+        low, high = cache[line, word] & np.uint64(NO_ID), cache[line, word] >> np.uint64(32)
+        if low == NO_ID:
+            break
+        out[n_out] = low
+        out[n_out + 1] = high  # whether or not it is one: a branch less to guess
+        n_out += 1 + np.int64(high != NO_ID)
+    return n_out
+
+
+@inline
+def remember(cache, line, a, b, c, d, ids, count):
+    """Enter up to eight ids, into a free line of the set or its last, which was met least."""
+    way = line
+    while way < line + CACHE_WAYS - 1 and cache[way, 3] != 0:
+        way += 1
+    cache[way, 0], cache[way, 1], cache[way, 2], cache[way, 3] = a, b, c, d
+    for i in range(0, 8, 2):
+        low = ids[i] if i < count else NO_ID
+        high = ids[i + 1] if i + 1 < count else NO_ID
+        cache[way, 4 + i // 2] = np.uint64(high) << np.uint64(32) | np.uint64(low)
+
+
 # ---- many pieces ----
 
 
@@ -393,11 +410,10 @@ def piece_key(data, start, end):
 def encode_pieces(data, start, ends, first, tables, scratch, out, n_out):
     """Encode the pieces that end at ends[first:], the first of which begins at byte `start`, to out[n_out:].
 
-    Returns (pieces done, n_out, room): room is 0 when all are done, else the next piece needs a `Scratch` for
-    stretches of at least `room` bytes.
+    `out` has room for an id a byte and one more. Returns (pieces done, n_out, room): room is 0 when all are done, else
+    the next piece needs a `Scratch` for stretches of at least `room` bytes.
     """
     cache, ids = scratch.cache, scratch.ids
-    mask = np.uint64((1 << CACHE_BITS) - 1)
     for piece in range(first, ends.size):
         end = ends[piece]
         n = end - start
@@ -405,23 +421,10 @@ def encode_pieces(data, start, ends, first, tables, scratch, out, n_out):
         a = b = c = d = np.uint64(0)
         if n < 32:
             a, b, c, d, mixed = piece_key(data, start, end)
-            line = 2 * np.int64(mixed >> np.uint64(40) & mask)
-            found = -1
-            for way in range(line, line + 2):
-                if cache[way, 0] == a and cache[way, 3] == d and cache[way, 1] == b and cache[way, 2] == c:
-                    found = way
-                    break
+            line = CACHE_WAYS * np.int64(mixed >> np.uint64(64 - CACHE_BITS))
+            found = find_line(cache, line, a, b, c, d)
             if found >= 0:
-                for word in range(4, 8):
-                    low, high = cache[found, word] & np.uint64(NO_ID), cache[found, word] >> np.uint64(32)
-                    if low == NO_ID:
-                        break
-                    out[n_out] = low
-                    n_out += 1
-                    if high == NO_ID:
-                        break
-                    out[n_out] = high
-                    n_out += 1
+                n_out = recall(cache, found, out, n_out)
                 start = end
                 continue
         token = whole_piece(data, start, end, tables)
@@ -431,7 +434,7 @@ def encode_pieces(data, start, ends, first, tables, scratch, out, n_out):
                 return piece, n_out, room
             start = end
             continue
-        count = 1
+        count = np.int64(1)
         if token >= 0:
             ids[0] = token
         else:
@@ -440,13 +443,7 @@ def encode_pieces(data, start, ends, first, tables, scratch, out, n_out):
             out[n_out + i] = ids[i]
         n_out += count
         if line >= 0 and count <= 8:
-            for word in range(8):  # the newest in front, the older of the two falls out
-                cache[line + 1, word] = cache[line, word]
-            cache[line, 0], cache[line, 1], cache[line, 2], cache[line, 3] = a, b, c, d
-            for i in range(0, 8, 2):
-                low = ids[i] if i < count else NO_ID
-                high = ids[i + 1] if i + 1 < count else NO_ID
-                cache[line, 4 + i // 2] = np.uint64(high) << np.uint64(32) | np.uint64(low)
+            remember(cache, line, a, b, c, d, ids, count)
         start = end
     return ends.size, n_out, 0
 

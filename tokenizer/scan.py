@@ -13,7 +13,8 @@ character is its class:
     MARK    accents and vowel signs                                               \\p{M}
 
 The classes are read once per process from the `regex` package (some 100 ms), so scanner and package agree on the
-version of Unicode. Cost: a table look-up a byte, some 250 MB/s on English.
+version of Unicode. Runs of ASCII letters are read eight bytes at a time. Cost: about ten
+nanoseconds a piece, 400 MB/s on English.
 
 Where the end of the text matters (white space at the end is one piece), it is the end of the whole array, so
 a text must be handed over whole, or cut where `pretokenize.CUT` says.
@@ -28,10 +29,12 @@ from functools import cache
 import numpy as np
 import regex
 
-from .jit import inline, kernel
+from .jit import inline, kernel, load_word, trailing_zeros
 
 OTHER, SPACE, NEWLINE, DIGIT, UPPER, LOWER, LETTER, MARK, END = range(9)
 GPT2, GPT4, GPT4_TIKTOKEN, GPT4O = range(4)  # as in pretokenize.SCANNERS
+
+ONES = np.uint64(0x0101010101010101)
 
 _EXPRESSIONS = {
     SPACE: r"\s+", NEWLINE: r"[\r\n]+", DIGIT: r"\p{N}+", UPPER: r"[\p{Lu}\p{Lt}]+", LOWER: r"\p{Ll}+",
@@ -78,9 +81,33 @@ def character(data, i, classes):
 
 
 @inline
+def ascii_run(data, i, first, fold):
+    """The end of the run of 26 ASCII letters from `first` on, eight bytes at a time; `fold` 0x20 takes capitals along.
+
+    In each byte of a word of eight, the top bit of x + (0x80 - first) says that x ≥ first.
+    """
+    while i + 8 <= data.size:
+        word = load_word(data, i, 8)
+        x = word & ONES * np.uint64(0x7F) | ONES * np.uint64(fold)
+        letters = (x + ONES * np.uint64(0x80 - first)) & ~(x + ONES * np.uint64(0x80 - 26 - first)) & ~word
+        others = ~letters & ONES * np.uint64(0x80)
+        if others != 0:
+            return i + np.int64(trailing_zeros(others) >> np.uint64(3))
+        i += 8
+    while i < data.size and first <= data[i] | fold < first + 26:
+        i += 1
+    return i
+
+
+@inline
 def run(data, i, classes, members):
     """The end of the run of characters from byte i whose classes are in the bit set `members`."""
+    upper, lower = (members >> UPPER) & 1, (members >> LOWER) & 1
     while True:
+        if upper and lower:
+            i = ascii_run(data, i, 97, 0x20)
+        elif lower:
+            i = ascii_run(data, i, 97, 0)
         while i < data.size and data[i] < 0x80 and (members >> classes[data[i]]) & 1:
             i += 1
         if i >= data.size or data[i] < 0x80:
