@@ -11,7 +11,6 @@ one parser, and a mistake in either is refused in the same words.
 import dataclasses
 import json
 import re
-import sys
 import tomllib
 import typing
 from collections.abc import Sequence
@@ -170,12 +169,11 @@ class Settings:
         )
 
 
-SECTIONS = ("model", "tokenizer", "data", "optim", "train")
-_TYPES: dict[str, type] = {
+SECTIONS: dict[str, type] = {
     "model": ModelSettings, "tokenizer": TokenizerSettings, "data": DataSettings,
     "optim": OptimSettings, "train": TrainSettings,
 }  # fmt: skip
-_KEYS = {f"{section}.{f.name}": f for section, kind in _TYPES.items() for f in fields(kind)}
+_KEYS = {f"{section}.{f.name}": f for section, kind in SECTIONS.items() for f in fields(kind)}
 _BOOLEANS = {key for key, f in _KEYS.items() if isinstance(f.default, bool)}
 
 
@@ -267,8 +265,3 @@ def _check(settings: Settings) -> None:
         require(f"train.{name}", getattr(train, name) >= 0, "at least 0")
     require("train.seed", train.seed < 2**63, "below 2**63")
     require("train.sample_temperature", train.sample_temperature >= 0, "at least 0")
-
-
-def settings_from_command_line() -> Settings:
-    """`parse_settings` of this process's own command line."""
-    return parse_settings(sys.argv[1:])
