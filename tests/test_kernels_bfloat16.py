@@ -133,6 +133,8 @@ def test_a_product_with_a_vector_is_not_rounded():
     rng = np.random.default_rng(4)
     a, b = normal(rng, 1, 300), normal(rng, 300, 200)
     np.testing.assert_array_equal(matmul_bf16(a, b), matmul(a, b))
+    rows = normal(rng, 5, 1, 300)  # five tokens of a batch are no vector
+    np.testing.assert_array_equal(matmul_bf16(rows, b)[:, 0], matmul_bf16(rows[:, 0], b))
 
 
 def test_the_precision_is_a_setting_and_a_context():
@@ -180,3 +182,7 @@ def test_errors_say_what_came():
         matmul_bf16(np.ones((2, 2), np.float32), np.ones((2, 2)))
     with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 3\)"):
         matmul_bf16(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32))
+    with pytest.raises(ValueError, match=r"\(3,\)"):
+        matmul_bf16(np.ones((2, 3), np.float32), np.ones(3, np.float32))
+    with pytest.raises(ValueError, match=r"\(3,\)"):
+        matmul_bf16(np.ones(3, np.float32), np.ones((3, 2), np.float32))

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import platform
 import sys
 import warnings
@@ -338,7 +339,8 @@ def matmul_bf16(
     """
     if a.dtype != np.float32 or b.dtype != np.float32:
         raise TypeError(f"matmul_bf16 rounds float32 arrays, got {a.dtype} and {b.dtype}; convert with astype")
-    if a.ndim < 2 or b.ndim < 2 or a.shape[-2] == 1 or b.shape[-1] == 1:
+    rows = math.prod(a.shape[:-1]) if b.ndim == 2 else a.shape[-2:][0]
+    if rows == 1 or b.shape[-1:] == (1,):
         return multiply_with(product_of(a.dtype), a, b, bias, out, accumulate)
     if not amx_available():
         return multiply_with(product_of(a.dtype), round_to_bfloat16(a), round_to_bfloat16(b), bias, out, accumulate)

@@ -398,7 +398,9 @@ class Product:
 
     def _new_workspace(self) -> tuple[np.ndarray, np.ndarray]:
         threads, page = numba.config.NUMBA_NUM_THREADS, 4096
-        memory = mmap.mmap(-1, threads * -(-self._workspace_size * self.dtype.itemsize // page) * page)
+        # A forked child must not write into its parent's panels, so not Python's default (MAP_SHARED).
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        memory = mmap.mmap(-1, threads * -(-self._workspace_size * self.dtype.itemsize // page) * page, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):  # large pages spare address look-ups
             memory.madvise(mmap.MADV_HUGEPAGE)
         return np.zeros(1, np.int64), np.frombuffer(memory, self.dtype).reshape(threads, -1)
