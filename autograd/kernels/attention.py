@@ -209,17 +209,22 @@ def _copy(name: str, narrow_source: bool):
     def body(e, source, source_stride, target, target_stride, rows, D, width, scale):
         builder = e.builder
         scale = _broadcast(e, scale)
-        with e.loop(builder.sdiv(width, INT(e.lanes)), [INT(0)]) as outer:
-            column, = outer
-            inside = _below(e, column, D)
-            with e.loop(rows, [e.at(source, column), e.at(target, column)]) as inner:
-                x, y = inner
+        whole = builder.and_(D, INT(-e.lanes))
+        with e.loop(rows, [source, target]) as outer:
+            x, y = outer
+            with e.loop(builder.sdiv(whole, INT(e.lanes)), [INT(0)]) as inner:
+                column, = inner
+                e.store(builder.fmul(e.load(e.at(x, column)), scale), e.at(y, column))
+                inner[:] = [builder.add(column, INT(e.lanes))]
+            with e.loop(builder.sdiv(builder.sub(width, whole), INT(e.lanes)), [whole]) as inner:
+                column, = inner
+                inside = _below(e, column, D)
                 if narrow_source:
-                    e.store(builder.fmul(_load_some(e, x, inside), scale), y)
+                    e.store(builder.fmul(_load_some(e, e.at(x, column), inside), scale), e.at(y, column))
                 else:
-                    _store_some(e, builder.fmul(e.load(x), scale), y, inside)
-                inner[:] = [e.at(x, source_stride), e.at(y, target_stride)]
-            outer[:] = [builder.add(column, INT(e.lanes))]
+                    _store_some(e, builder.fmul(e.load(e.at(x, column)), scale), e.at(y, column), inside)
+                inner[:] = [builder.add(column, INT(e.lanes))]
+            outer[:] = [e.at(x, source_stride), e.at(y, target_stride)]
 
     @intrinsic
     def copy(typingctx, source, source_stride, target, target_stride, rows, D, width, scale):
@@ -303,15 +308,20 @@ def _pack_padded(source, stride, rows, padded_rows, D, width, scale, target):
 
 
 @kernel
-def _transpose(source, rows, width, target):
-    """Panels of two vectors of rows of `source` (rows, width): target (rows / panel, width, panel)."""
+def _pack_transposed(source, stride, rows, padded_rows, D, width, scale, packed, step, transposed):
+    """Rows in panels of two vectors: `transposed` becomes (padded_rows / panel, width, panel).
+
+    On the way they are packed as they are, `packed` row i at i·step: width apart if they are needed so, else
+    (step 0) always into the same panel, which stays in the first-level cache.
+    """
     L = lanes(source)
     panel = 2 * L
-    for first in range(0, rows, panel):
+    for first in range(0, padded_rows, panel):
+        straight, target = shift(packed, first * step), shift(transposed, first * width)
+        _pack_padded(shift(source, first * stride), stride, min(panel, rows - first), panel, D, width, scale, straight)
         for d in range(0, width, L):
             for v in range(0, panel, L):
-                transpose(shift(source, (first + v) * width + d), width, L,
-                          shift(target, first * width + d * panel + v), panel)
+                transpose(shift(straight, v * width + d), width, L, shift(target, d * panel + v), panel)
 
 
 @kernel
@@ -412,8 +422,7 @@ def _forward_tasks(q, k, v, out, lse, scale, offset, dropout, counter, memory):
         if task >= B * K:
             break
         batch, kv = task // K, task % K
-        _pack_padded(_at(k, batch, kv, 0), _stride(k), Tk, padded, D, width, one, values)
-        _transpose(values, padded, width, transposed)
+        _pack_transposed(_at(k, batch, kv, 0), _stride(k), Tk, padded, D, width, one, values, 0, transposed)
         _pack_padded(_at(v, batch, kv, 0), _stride(v), Tk, padded, D, width, one, values)
         for head in range(kv * (H // K), (kv + 1) * (H // K)):
             row0 = (batch * H + head) * Tq  # rows are numbered for dropout
@@ -465,10 +474,10 @@ def _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, scale, offset, dropout,
         if task >= B * K:
             break
         batch, kv = task // K, task % K
-        _pack_padded(_at(v, batch, kv, 0), _stride(v), Tk, padded, D, width, one, keys_packed)
-        _transpose(keys_packed, padded, width, values_transposed)
-        _pack_padded(_at(k, batch, kv, 0), _stride(k), Tk, padded, D, width, one, keys_packed)
-        _transpose(keys_packed, padded, width, keys_transposed)
+        start = _at(v, batch, kv, 0)
+        _pack_transposed(start, _stride(v), Tk, padded, D, width, one, keys_packed, 0, values_transposed)
+        start = _at(k, batch, kv, 0)
+        _pack_transposed(start, _stride(k), Tk, padded, D, width, one, keys_packed, width, keys_transposed)
         for head in range(kv * (H // K), (kv + 1) * (H // K)):
             row0 = (batch * H + head) * Tq  # rows are numbered for dropout
             for first in range(0, Tq, QUERIES):
