@@ -10,8 +10,8 @@ from pathlib import Path
 
 def main() -> int:
     """Hand the command line over to the benchmark it names."""
-    names = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    names.remove("__main__") if "__main__" in names else None
+    modules = pkgutil.iter_modules([str(Path(__file__).parent)])
+    names = sorted(module.name for module in modules if not module.name.startswith("_"))
     if len(sys.argv) < 2 or sys.argv[1] not in names:
         print(f"usage: python -m benchmarks NAME, one of: {', '.join(names)}", file=sys.stderr)
         return 2
