@@ -91,7 +91,15 @@ def kernel(function: Callable | None = None, *, signature: Any = None, parallel:
     """
     if function is None:
         return lambda f: kernel(f, signature=signature, parallel=parallel, **options)
-    settings = {"parallel": parallel, "fastmath": FLOATING_POINT, "error_model": "numpy", "nogil": True} | options
+    settings = {
+        "parallel": parallel,
+        "fastmath": FLOATING_POINT,
+        "error_model": "numpy",
+        "nogil": True,
+        # Left to choose, LLVM inlines a helper in the process that compiles it and calls the stored one in the next;
+        # their sums may associate differently, and a run would depend on whether its kernels came from the cache.
+        "forceinline": not parallel,
+    } | options
     with _numba_caches_in(CACHE_FOLDER):
         return numba.njit(signature, cache=CACHE_FOLDER is not None, **settings)(function)
 
