@@ -5,11 +5,12 @@ The definition is a limit of differences. With P, M and C the function at +h, �
     (P − M) / 2h        = f′ + c₂h² + c₄h⁴ + …      the derivative
     (P + M − 2C) / h    = J  + c₁h  + c₃h³ + …      the jump between right-hand and left-hand derivative
 
-Taking them at h, h/2, h/4, … and combining the results so that one power of h after the other cancels (Richardson
-extrapolation) reaches ten to twelve digits where one difference reaches six. How far neighbouring entries of that table
-differ estimates the error of truncation; rounding adds a known amount. Together they are the *error bar*. So a comparison
-needs no guessed tolerance, and a point without a derivative is seen: either J ≠ 0 (a kink at the point itself, invisible to
-central differences), or the table does not settle (a kink or jump close by).
+Taking them at h, h/2, h/4, … and combining the results so that one power of h after the other cancels
+(Richardson extrapolation) reaches ten to twelve digits where one difference reaches six. How far neighbouring
+entries of that table differ estimates the error of truncation; rounding adds a known amount. Together they
+are the *error bar*. So a comparison needs no guessed tolerance, and a point without a derivative is seen:
+either J ≠ 0 (a kink at the point itself, invisible to central differences), or the table does not settle (a
+kink or jump close by).
 
 Source: Ridders, "Accurate computation of F′(x) and F′(x)F″(x)", 1982; Press et al., "Numerical Recipes", 5.7.
 """
@@ -29,7 +30,9 @@ LEVELS = 5
 
 @dataclass
 class Estimate:
-    """A derivative: `value` ± `bar`; `jump` is right-hand minus left-hand derivative ± `jump_bar`. Arrays of one shape."""
+    """A derivative: `value` ± `bar`; `jump` is right-hand minus left-hand derivative ± `jump_bar`. Arrays of
+    one shape.
+    """
 
     value: np.ndarray
     bar: np.ndarray
@@ -50,19 +53,21 @@ def differentiate(f: Callable[[float], np.ndarray], step: float = 2.0**-5, size:
         size: how large the numbers are that t is added to, which is what rounding eats from.
     """
     centre = f(0.0)
-    first = _table(f, centre, step, size)
-    scale = np.abs(first.value[np.isfinite(first.value)]).max(initial=0)
-    if first.value.size == 0 or (first.bar <= 1e-9 * max(scale, 1e-3)).all():
-        return first
-    second = _table(f, centre, step / 2**LEVELS, size)
-    better = ~(first.bar <= second.bar)
-    jumpier = ~(first.jump_bar <= second.jump_bar)
-    return Estimate(
-        np.where(better, second.value, first.value),
-        np.where(better, second.bar, first.bar),
-        np.where(jumpier, second.jump, first.jump),
-        np.where(jumpier, second.jump_bar, first.jump_bar),
-    )
+    best = _table(f, centre, step, size)
+    for _ in range(2):
+        scale = np.abs(best.value[np.isfinite(best.value)]).max(initial=0)
+        if (best.bar <= 1e-9 * max(scale, 1e-3)).all():
+            break
+        step /= 2**LEVELS
+        finer = _table(f, centre, step, size)
+        value, jump = ~(best.bar <= finer.bar), ~(best.jump_bar <= finer.jump_bar)  # where the finer one is better
+        best = Estimate(
+            np.where(value, finer.value, best.value),
+            np.where(value, finer.bar, best.bar),
+            np.where(jump, finer.jump, best.jump),
+            np.where(jump, finer.jump_bar, best.jump_bar),
+        )
+    return best
 
 
 def _table(f: Callable[[float], np.ndarray], centre: np.ndarray, step: float, size: float) -> Estimate:
@@ -101,7 +106,8 @@ def _extrapolate(
 
 
 def complex_step(f: Callable[[complex], np.ndarray]) -> np.ndarray:
-    """d/dt f(t) at t = 0 for an analytic f, to the last digits: Im f(ih)/h has no difference in it, so nothing cancels.
+    """d/dt f(t) at t = 0 for an analytic f, to the last digits: Im f(ih)/h has no difference in it, so
+    nothing cancels.
 
     Source: Squire and Trapp, "Using complex variables to estimate derivatives of real functions", 1998.
     """

@@ -1,10 +1,11 @@
 """The proof: derivatives by the rules against derivatives by the definition.
 
 `gradcheck` compares the Jacobian that backward passes give with the one that differences of the function give
-(`differences`: values with error bars). Both are matrices J[j, k] = ∂(output element k)/∂(input element j). Small ones are
-compared whole. Of large ones the numbers vᵀJu are compared, for random directions u of the input and v of the output: one
-backward pass and a dozen evaluations test every element at once, since a wrong one shows in nearly every projection. When a
-comparison fails, the element at fault is looked for, and the pattern of the difference names a likely cause.
+(`differences`: values with error bars). Both are matrices J[j, k] = ∂(output element k)/∂(input element j).
+Small ones are compared whole. Of large ones the numbers vᵀJu are compared, for random directions u of the
+input and v of the output: one backward pass and a dozen evaluations test every element at once, since a wrong
+one shows in nearly every projection. When a comparison fails, the element at fault is looked for, and the
+pattern of the difference names a likely cause.
 
 Source: projections as in HIPS autograd's `check_grads`.
 """
@@ -37,7 +38,8 @@ class GradcheckError(AssertionError):
         input, index      which input, and which of its elements
         output, element   which output, and which of its elements (None: a random combination of all)
         analytic, numeric, bar
-        cause             "sign", "factor", "sum", "transposed", "nothing", "kink", "vague", "not finite", "shape" or ""
+        cause             "sign", "factor", "sum", "transposed", "nothing", "kink", "vague", "not finite",
+        "shape" or ""
     """
 
     def __init__(self, message: str, **details: Any) -> None:
@@ -60,14 +62,16 @@ def gradcheck(
 ) -> bool:
     """Compare every first derivative of `function` at `inputs` with its definition.
 
-    A derivative passes if it differs from the numeric one by no more than four error bars of that, plus `rtol` of the largest
-    derivative of the same output and input, plus `atol`. Points where no derivative exists (a kink, a jump) do not pass.
+    A derivative passes if it differs from the numeric one by no more than four error bars of that, plus
+    `rtol` of the largest derivative of the same output and input, plus `atol`. Points where no derivative
+    exists (a kink, a jump) do not pass.
 
     Args:
         function: takes the inputs, returns a Tensor or several.
         inputs: a Tensor or several, those with requires_grad in float64; others are passed on as they are.
         rtol, atol: as above.
-        step: the largest step of the difference table, relative to max(1, |x|). Smaller ones are tried by themselves.
+        step: the largest step of the difference table, relative to max(1, |x|). Smaller ones are tried by
+        themselves.
         whole: Jacobians of more elements than this are compared in random projections.
         seed: of the projections.
 
@@ -98,7 +102,8 @@ def gradgradcheck(
     raise_exception: bool = True,
     seed: int = 0,
 ) -> bool:
-    """Compare every second derivative: `gradcheck` of the map (inputs, upstream gradients) ↦ gradients of the inputs.
+    """Compare every second derivative: `gradcheck` of the map (inputs, upstream gradients) ↦ gradients of the
+    inputs.
 
     `grad_outputs` are drawn from a seeded normal distribution if left out. See `gradcheck` for the rest.
     """
@@ -126,7 +131,8 @@ def examine(
     whole: int = WHOLE,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """What `gradcheck` does; returns the error that came closest to what is allowed and what is allowed there.
+    """What `gradcheck` does; returns the error that came closest to what is allowed and what is allowed
+    there.
 
     Both are relative to the largest derivative of the same output and input.
     """
@@ -194,7 +200,8 @@ def _gradients_of(
     return gradients, (*inputs, *weights)
 
 
-# -- one input ----------------------------------------------------------------------------------------------------------
+# -- one input
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _outputs(function: Callable, inputs: Sequence[Any]) -> list[Tensor]:
@@ -230,7 +237,9 @@ class _Target:
         return np.concatenate([y.array.astype(np.float64).reshape(-1) for y in outputs] or [np.zeros(0)])
 
     def backward(self, v: np.ndarray) -> np.ndarray:
-        """J v by a backward pass: the gradient that upstream gradients `v`, laid end to end, give the input."""
+        """J v by a backward pass: the gradient that upstream gradients `v`, laid end to end, give the
+        input.
+        """
         parts = np.split(v, np.cumsum(self.sizes)[:-1])
         pairs = [
             (y, part.reshape(y.shape).astype(y.dtype))
@@ -321,7 +330,8 @@ def _check_input(
                 combine = lambda y, v=v: np.array([v @ y])
                 _compare(target, target.backward(v)[:, None], target.numeric(step, combine), rtol, atol)
                 raise GradcheckError(
-                    f"derivative with respect to input {target.which} along a random direction: analytic {a[0]:.12g}, numeric "
+                    f"derivative with respect to input {target.which} along a random direction: "
+                    f"analytic {a[0]:.12g}, numeric "
                     f"{n.value[0]:.12g} ± {n.bar[0]:.1g}",
                     input=target.which,
                     analytic=a[0],
@@ -345,7 +355,9 @@ def _scale(a: np.ndarray, n: np.ndarray) -> float:
 
 
 def _agrees(a: np.ndarray, n: Estimate, rtol: float, atol: float) -> tuple[np.ndarray, float, float]:
-    """Where analytic and numeric derivative agree, and the numeric one is worth something; the worst error, its bound."""
+    """Where analytic and numeric derivative agree, and the numeric one is worth something; the worst error,
+    its bound.
+    """
     scale = _scale(a, n.value)
     error, allowed = np.abs(a - n.value), atol + rtol * scale + 4 * n.bar
     good = (error <= allowed) & (n.bar <= 1e-4 * max(scale, 1e-3)) & ~n.kinked(atol)
@@ -354,7 +366,9 @@ def _agrees(a: np.ndarray, n: Estimate, rtol: float, atol: float) -> tuple[np.nd
 
 
 def _compare(target: _Target, a: np.ndarray, n: Estimate, rtol: float, atol: float) -> tuple[float, float]:
-    """Raise for the element of the Jacobian that is furthest off, if one is; else the worst error and its bound."""
+    """Raise for the element of the Jacobian that is furthest off, if one is; else the worst error and its
+    bound.
+    """
     good, worst = np.ones(a.shape, bool), []
     whole = a.shape[1] == target.width
     blocks = np.cumsum([0, *target.sizes]) if whole else [0, a.shape[1]]
@@ -374,8 +388,9 @@ def _compare(target: _Target, a: np.ndarray, n: Estimate, rtol: float, atol: flo
     cause, words = _likely_cause(target, a, n, good, atol)
     index = _index(j, target.x.shape)
     raise GradcheckError(
-        f"`{_name(target.function)}`: derivative of output {output}{list(element) if element is not None else ''} with respect "
-        f"to input {target.which} at {list(index)}: analytic {a[j, k]:.12g}, numeric {n.value[j, k]:.12g} ± {n.bar[j, k]:.1g} "
+        f"`{_name(target.function)}`: derivative of output {output}{list(element) if element is not None else ''} "
+        f"with respect to input {target.which} at {list(index)}: analytic {a[j, k]:.12g}, "
+        f"numeric {n.value[j, k]:.12g} ± {n.bar[j, k]:.1g} "
         f"({int((~good).sum())} of {a.size} derivatives are off)"
         + (f"; likely cause: {words}" if words else ""),
         input=target.which,
@@ -389,7 +404,8 @@ def _compare(target: _Target, a: np.ndarray, n: Estimate, rtol: float, atol: flo
     )
 
 
-# -- what went wrong ------------------------------------------------------------------------------------------------------
+# -- what went wrong
+# ------------------------------------------------------------------------------------------------------
 
 
 def _likely_cause(

@@ -13,10 +13,11 @@
     untouched   neither inputs nor upstream gradient are written to
     subgradient where there is no derivative, that is noticed, and the rule gives what its record says
 
-`prove` runs them on one sample. Tests run it on every operator of the registry, `autograd.prove` makes a certificate of it, and
-`autograd.testing` runs it on operators of your own. Rounding errors are counted in ulp (units in the last place) of the result's
-scale, which is the size of the result plus what relative changes of the inputs by one unit do to it: an ill-conditioned
-problem is allowed the error that its condition number forces on any algorithm, and no more.
+`prove` runs them on one sample. Tests run it on every operator of the registry, `autograd.prove` makes a
+certificate of it, and `autograd.testing` runs it on operators of your own. Rounding errors are counted in ulp
+(units in the last place) of the result's scale, which is the size of the result plus what relative changes of
+the inputs by one unit do to it: an ill-conditioned problem is allowed the error that its condition number
+forces on any algorithm, and no more.
 """
 
 from __future__ import annotations
@@ -124,13 +125,16 @@ class Case:
         return self.op.plain(*inputs, **self.params) if self.op.plain else self.call(*inputs)
 
 
-# -- errors in ulp ----------------------------------------------------------------------------------------------------------
+# -- errors in ulp
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _conditioned_scales(
     f: Callable[[list], list[np.ndarray]], inputs: Sequence[Any], results: list
 ) -> list[float]:
-    """For each result its size, plus its change under relative changes of the inputs, per unit of the latter."""
+    """For each result its size, plus its change under relative changes of the inputs, per unit of the
+    latter.
+    """
     rng, tiny = np.random.default_rng(1), 2.0**-22
     scales = [np.abs(r[np.isfinite(r)]).max(initial=0) for r in results]
     changes = [0.0] * len(results)
@@ -148,7 +152,9 @@ def _conditioned_scales(
 
 
 def _ulps(actual: np.ndarray, expected: np.ndarray, scale: float, eps: float) -> float:
-    """The largest difference in units of eps · scale; infinite where NaN or infinity stand in different places."""
+    """The largest difference in units of eps · scale; infinite where NaN or infinity stand in different
+    places.
+    """
     if actual.shape != expected.shape:
         return np.inf
     finite = np.isfinite(expected)
@@ -190,7 +196,8 @@ def _against_definition(case: Case, dtype: Any) -> Findings:
         yield (_ulps(a, e, scale, eps) if a.dtype == dtype else np.inf), _sum_bound(case)
 
 
-# -- the checks -----------------------------------------------------------------------------------------------------------------
+# -- the checks
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def value(case: Case) -> Findings:

@@ -3,8 +3,8 @@
     python -m autograd.prove                       certificate.html and certificate.txt, at full size
     python -m autograd.prove --examples 20 --out /tmp/certificate.html
 
-Each operator is proved (see `proof`) on its own samples and on samples drawn from its whole space (see `testing`). The page
-works offline; exit code 1 if anything is not proved.
+Each operator is proved (see `proof`) on its own samples and on samples drawn from its whole space (see
+`testing`). The page works offline; exit code 1 if anything is not proved.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class Certificate:
 
 
 def certify(op: Op, examples: int) -> Certificate:
-    """Prove an operator on its samples and on `examples` drawn ones; the first failure is noted and ends it."""
+    """Prove an operator on its samples and on `examples` drawn ones; the first failure is noted and ends
+    it.
+    """
     result = Certificate(op)
 
     @seed(0)
@@ -108,12 +110,15 @@ def not_applicable(op: Op, check: str) -> str:
     return "not reached"
 
 
-# -- as text ---------------------------------------------------------------------------------------------------------------
+# -- as text
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def text(certificates: Iterable[Certificate]) -> str:
     """A line for each operator and check: dtype, cases, worst error, its bound."""
-    lines = [f"{'operator':22s} {'check':12s} {'dtype':18s} {'cases':>6s} {'worst error':>12s} {'bound':>10s}"]
+    lines = [
+        f"{'operator':22s} {'check':12s} {'dtype':18s} {'cases':>6s} {'worst error':>12s} {'bound':>10s}"
+    ]
     lines.append("-" * len(lines[0]))
     for c in certificates:
         for check in COLUMNS:
@@ -127,23 +132,25 @@ def text(certificates: Iterable[Certificate]) -> str:
     return "\n".join(lines)
 
 
-# -- as a page ---------------------------------------------------------------------------------------------------------------
+# -- as a page
+# ---------------------------------------------------------------------------------------------------------------
 
 STYLE = """
-:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); --soft: color-mix(in srgb, currentColor 60%, transparent) }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1.5rem }
-h1 { font-weight: 650; margin-bottom: .2rem } h2 { margin: 3rem 0 .4rem; font: 600 1.15rem ui-monospace, monospace }
-.soft, .prose { color: var(--soft) } a { color: inherit }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums } .wide { overflow-x: auto }
-th { font-weight: 600; text-align: left } th, td { padding: .18rem .55rem; border-bottom: 1px solid var(--line); white-space: nowrap }
-.matrix td { text-align: center; padding: .1rem .3rem } .matrix td:first-child { text-align: left; font-family: ui-monospace, monospace }
-.mark { display: inline-block; width: 2.6rem; height: 1rem; border-radius: 3px; font-size: 11px; line-height: 1rem; color: #041c10 }
-.bad { background: #e5484d; color: white } .none { color: var(--soft) }
-.bar { display: inline-block; width: 9rem; height: .55rem; border-radius: 3px; background: var(--line); overflow: hidden }
-.bar i { display: block; height: 100%; background: #30a46c } .number { text-align: right }
-.formula { margin: .25rem 0 .25rem 1.2rem; font-size: 1.12rem } .formula .prose { font-size: .92rem }
-pre { font-size: 12.5px; line-height: 1.45; padding: .8rem 1rem; border: 1px solid var(--line); border-radius: 6px; overflow-x: auto }
-.big { display: flex; gap: 2.5rem; margin: 1.2rem 0 1.6rem } .big b { display: block; font-size: 1.7rem; font-weight: 650 }
+:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); --soft:
+color-mix(in srgb, currentColor 60%, transparent) } body { font: 15px/1.5 system-ui, sans-serif; max-width:
+76rem; margin: 2rem auto; padding: 0 1.5rem } h1 { font-weight: 650; margin-bottom: .2rem } h2 { margin: 3rem
+0 .4rem; font: 600 1.15rem ui-monospace, monospace } .soft, .prose { color: var(--soft) } a { color: inherit }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums } .wide { overflow-x:
+auto } th { font-weight: 600; text-align: left } th, td { padding: .18rem .55rem; border-bottom: 1px solid
+var(--line); white-space: nowrap } .matrix td { text-align: center; padding: .1rem .3rem } .matrix
+td:first-child { text-align: left; font-family: ui-monospace, monospace } .mark { display: inline-block;
+width: 2.6rem; height: 1rem; border-radius: 3px; font-size: 11px; line-height: 1rem; color: #041c10 } .bad {
+background: #e5484d; color: white } .none { color: var(--soft) } .bar { display: inline-block; width: 9rem;
+height: .55rem; border-radius: 3px; background: var(--line); overflow: hidden } .bar i { display: block;
+height: 100%; background: #30a46c } .number { text-align: right } .formula { margin: .25rem 0 .25rem 1.2rem;
+font-size: 1.12rem } .formula .prose { font-size: .92rem } pre { font-size: 12.5px; line-height: 1.45;
+padding: .8rem 1rem; border: 1px solid var(--line); border-radius: 6px; overflow-x: auto } .big { display:
+flex; gap: 2.5rem; margin: 1.2rem 0 1.6rem } .big b { display: block; font-size: 1.7rem; font-weight: 650 }
 """
 
 
@@ -173,7 +180,9 @@ def _mark(c: Certificate, check: str) -> str:
     shade = 95 - 22 * _used(c.worst[check])
     digits = "0" if not error else f"{error:.0e}".replace("e-0", "e-").replace("e+0", "e")
     title = f"{check}: worst error {error:.3g}, bound {bound:.3g}, {c.cases[check]} cases"
-    return f'<span class="mark" style="background:oklch({shade:.0f}% .09 155)" title="{title}">{digits}</span>'
+    return (
+        f'<span class="mark" style="background:oklch({shade:.0f}% .09 155)" title="{title}">{digits}</span>'
+    )
 
 
 def html(certificates: list[Certificate], out: Path) -> str:
@@ -189,16 +198,20 @@ def html(certificates: list[Certificate], out: Path) -> str:
         + "</tr>"
         for c in certificates
     )
-    legend = "".join(f"<tr><td>{check}</td><td>{escape(meaning)}</td></tr>" for check, meaning in MEANING.items())
+    legend = "".join(
+        f"<tr><td>{check}</td><td>{escape(meaning)}</td></tr>" for check, meaning in MEANING.items()
+    )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>groundup: gradients, proven</title>'
         f"<style>{STYLE}</style><h1>Gradients, proven</h1>"
-        f'<p class="soft">{datetime.now():%Y-%m-%d %H:%M} · {platform.machine()} · Python {platform.python_version()} · NumPy '
+        f'<p class="soft">{datetime.now():%Y-%m-%d %H:%M} · {platform.machine()} · '
+        f"Python {platform.python_version()} · NumPy "
         f"{np.__version__}</p>"
         f'<div class="big"><span><b>{len(certificates) - len(failed)} / {len(certificates)}</b>operators proved</span>'
         f"<span><b>{cases:,}</b>cases</span><span><b>{comparisons:,}</b>checks</span></div>"
-        f"<p>Each cell is the worst error found; hover for its bound and the number of cases. The darker, the closer to the "
-        f"bound. A dot: the check does not apply.</p>"
+        f"<p>Each cell is the worst error found; hover for its bound and the number of cases. The darker, the closer to "
+        f"the bound. A dot: the check does not apply. "
+        f"Bars further down are logarithmic: an eighth of their length is a factor of ten.</p>"
         f'<div class="wide"><table class="matrix"><tr><th></th>{head}</tr>{rows}</table></div>'
         f"<details><summary>What the checks mean</summary><table>{legend}</table></details>"
         + "".join(_section(c, out) for c in certificates)
@@ -223,15 +236,20 @@ def _section(c: Certificate, out: Path) -> str:
     return (
         f'<h2 id="{c.op.name}">{c.op.name}</h2><p class="soft">{"fused" if c.op.is_fused else "primitive"} · '
         f'<a href="{escape(link)}">{escape(shown)}</a>, line {line}</p>{failure}{page_of(c.op.doc)}{kinks}'
-        f"<table><tr><th>check</th><th>dtype</th><th>cases</th><th>worst error</th><th>bound</th><th></th></tr>{rows}</table>"
+        f"<table><tr><th>check</th><th>dtype</th><th>cases</th><th>worst error</th><th>bound</th><th></th></tr>"
+        f"{rows}</table>"
         f"<details><summary>source</summary><pre>{escape(block)}</pre></details>"
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m autograd.prove", description=__doc__.partition("\n")[0])
-    parser.add_argument("--examples", type=int, default=300, help="samples drawn for each operator, besides its own")
-    parser.add_argument("--out", type=Path, default=Path("certificate.html"), help="the page; the table goes beside it")
+    parser.add_argument(
+        "--examples", type=int, default=300, help="samples drawn for each operator, besides its own"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("certificate.html"), help="the page; the table goes beside it"
+    )
     parser.add_argument("operators", nargs="*", help="names (default: all)")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.operators if name not in registry]

@@ -1,7 +1,8 @@
 """Each primitive in NumPy's own words: what its result is compared with.
 
-A fused operator is compared with its definition. A primitive is its own definition, so here it is said a second time, by
-another route where there is one (sums by `fsum`, functions by the platform, products by broadcasting).
+A fused operator is compared with its definition. A primitive is its own definition, so here it is said a
+second time, by another route where there is one (sums by `fsum`, functions by the platform, products by
+broadcasting).
 """
 
 from __future__ import annotations
@@ -26,9 +27,13 @@ def _reduced(by: Callable) -> Callable:
     def reference(x: np.ndarray, dim: Any = None, keepdim: bool = False) -> np.ndarray:
         axes = _axes(x, dim)
         kept = [axis for axis in range(x.ndim) if axis not in axes]
-        rows = x.transpose(*kept, *axes).reshape(math.prod(x.shape[k] for k in kept), math.prod(x.shape[a] for a in axes))
+        rows = x.transpose(*kept, *axes).reshape(
+            math.prod(x.shape[k] for k in kept), math.prod(x.shape[a] for a in axes)
+        )
         out = np.array([by(row) for row in rows.tolist()], float)
-        return out.reshape([1 if axis in axes else x.shape[axis] for axis in (range(x.ndim) if keepdim else kept)])
+        return out.reshape(
+            [1 if axis in axes else x.shape[axis] for axis in (range(x.ndim) if keepdim else kept)]
+        )
 
     return reference
 
@@ -40,7 +45,9 @@ def _each(function: Callable) -> Callable:
 def _pairs(function: Callable) -> Callable:
     def reference(a: Any, b: Any) -> np.ndarray:
         a, b = np.broadcast_arrays(a, b)
-        return np.array([function(x, y) for x, y in zip(a.ravel().tolist(), b.ravel().tolist(), strict=True)]).reshape(a.shape)
+        return np.array(
+            [function(x, y) for x, y in zip(a.ravel().tolist(), b.ravel().tolist(), strict=True)]
+        ).reshape(a.shape)
 
     return reference
 
@@ -55,7 +62,9 @@ def _where(condition: Any, a: Any, b: Any) -> np.ndarray:
 def _scatter(x: np.ndarray, shape: tuple, index: Any) -> np.ndarray:
     out = np.zeros(shape)
     places = np.arange(out.size).reshape(shape)[index]
-    for place, v in zip(places.ravel().tolist(), np.broadcast_to(x, places.shape).ravel().tolist(), strict=True):
+    for place, v in zip(
+        places.ravel().tolist(), np.broadcast_to(x, places.shape).ravel().tolist(), strict=True
+    ):
         out.flat[place] += v
     return out
 
@@ -92,8 +101,9 @@ REFERENCES: dict[str, Callable] = {
     "minimum": _pairs(min),
     "neg": lambda x: 0 - x,
     "abs": lambda x: np.sqrt(x * x),
-    "clip": lambda x, low, high: _each(lambda v: max(min(v, math.inf if high is None else high),
-                                                     -math.inf if low is None else low))(x),
+    "clip": lambda x, low, high: _each(
+        lambda v: max(min(v, math.inf if high is None else high), -math.inf if low is None else low)
+    )(x),
     # functions of one number, by the platform's mathematics library
     "exp": _each(math.exp),
     "expm1": _each(math.expm1),

@@ -8,12 +8,12 @@ and a function of tensors, on any inputs of some shapes, by another:
 
     test_energy = function_test(energy, (3, 4), (4,))
 
-Both become ordinary pytest tests. A failure is shrunk by Hypothesis to the smallest input that shows it and printed as lines to
-paste into a session.
+Both become ordinary pytest tests. A failure is shrunk by Hypothesis to the smallest input that shows it and
+printed as lines to paste into a session.
 
-Where an operator's inputs are more than numbers of its `domain` in one shape (or shapes that broadcast), its record says so in
-`space`, a function of a `Draw`. `Draw` gives arrays in every layout that NumPy has: C and Fortran order, slices of something
-larger, reversed axes, axes of stride 0, read-only memory.
+Where an operator's inputs are more than numbers of its `domain` in one shape (or shapes that broadcast), its
+record says so in `space`, a function of a `Draw`. `Draw` gives arrays in every layout that NumPy has: C and
+Fortran order, slices of something larger, reversed axes, axes of stride 0, read-only memory.
 
 Needs hypothesis (and pytest, for what runs the tests); the library itself needs neither.
 """
@@ -40,13 +40,16 @@ LAYOUTS = ("C", "Fortran", "sliced", "reversed", "stride 0", "read-only")
 
 
 class Draw:
-    """What an operator's `space` draws its inputs with. Everything shrinks: to fewer, smaller and plainer things."""
+    """What an operator's `space` draws its inputs with. Everything shrinks: to fewer, smaller and plainer
+    things.
+    """
 
     def __init__(self, draw: Callable, op: Op | None = None) -> None:
         self._draw = draw
         self._arrays = 0
         self._domain = (-2.0, 2.0) if op is None else op.domain
-        # Equal elements are ties, where an operator with kinks has no derivative; those points have tests of their own.
+        # Equal elements are ties, where an operator with kinks has no derivative; those points have tests of
+        # their own.
         self._layouts = tuple(
             layout for layout in LAYOUTS if not (layout == "stride 0" and op is not None and op.kinks)
         )
@@ -160,8 +163,8 @@ def samples_of(op: Op, *, errors: bool = False) -> list[Sample]:
 def operator_test(op: Op, max_examples: int = 50) -> Callable[[], None]:
     """A pytest test that proves an operator: `test_mine = operator_test(mine)`.
 
-    It runs every check of `autograd.proof` on the operator's samples and on `max_examples` samples drawn from its space, and
-    tries what it must refuse.
+    It runs every check of `autograd.proof` on the operator's samples and on `max_examples` samples drawn from
+    its space, and tries what it must refuse.
     """
 
     def test() -> None:
@@ -190,8 +193,8 @@ def function_test(
 ) -> Callable[[], None]:
     """A pytest test that checks the first (and second) derivatives of a function of tensors of those shapes.
 
-    The numbers lie between low and high, in any layout; None for a side of a shape lets it be anything from 0 to 4:
-    `function_test(f, (None, 3))`.
+    The numbers lie between low and high, in any layout; None for a side of a shape lets it be anything from 0
+    to 4: `function_test(f, (None, 3))`.
     """
 
     @st.composite

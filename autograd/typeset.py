@@ -1,9 +1,10 @@
-"""Formulas as operators write them, in Unicode, into MathML, which browsers typeset without a script or a network.
+"""Formulas as operators write them, in Unicode, into MathML, which browsers typeset without a script or a
+network.
 
     dx = rstd · (g − mean(g))    →   <math> … </math>
 
-A line is taken for a formula up to where prose begins. Fractions, roots, powers and indices are built; everything else is
-identifiers, numbers and operators in a row.
+A line is taken for a formula up to where prose begins. Fractions, roots, powers and indices are built;
+everything else is identifiers, numbers and operators in a row.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ TOKEN = re.compile(
     rf"|(?P<name>(?:[A-Za-zα-ωΓ-ΡΤ-Ω∂∞]\u0302?_?)+′?)|(?P<space>\s+)|(?P<other>.)"
 )
 PROSE = re.compile(
-    r",? (?:with|where|along|for|beside|under|and|by|computed|exact|in|on|but|therefore|up|its|read|repeated|as|of|over|the)\b"
+    r",? (?:with|where|along|for|beside|under|and|by|computed|exact|in|on|but|therefore|up|its|read)\b"
+    r"| (?:repeated|as|of|over|the)\b"
     r"|\s{3,}|: |, [a-z]{3,} | \((?:at|the|an|a|sums?|summed|equal|over|in|no|one|with) "
 )
 LINE = re.compile(r"^(out|loss|d[A-Za-z_]|∂|S |P |δ|\w+[₁₂ᵢ]* +=)[^=]{0,30}=")
@@ -36,14 +38,19 @@ def page_of(doc: str) -> str:
             parts.append(f"<p>{escape(' '.join(prose))}</p>")
             prose.clear()
 
+    after_formula = False
     for line in doc.splitlines():
         if LINE.match(line.strip()):
             flush()
             parts.append(f'<div class="formula">{formula(line.strip())}</div>')
+            after_formula = True
+        elif line.strip() and after_formula:  # its words go on
+            parts[-1] = parts[-1].replace("</span></div>", f" {escape(line.strip())}</span></div>")
         elif line.strip():
             prose.append(line.strip())
         else:
             flush()
+            after_formula = False
     flush()
     return "\n".join(parts)
 
@@ -64,7 +71,9 @@ def _row(tokens: list[tuple[str, str]]) -> str:
         kind, text = tokens.pop(0)
         if kind == "space":
             operand = bool(out) and not out[-1].endswith("</mo>") and bool(tokens)
-            if operand and (tokens[0][0] in ("name", "number") or tokens[0][1] in "(√Σ"):  # a product without a sign
+            if operand and (
+                tokens[0][0] in ("name", "number") or tokens[0][1] in "(√Σ"
+            ):  # a product without a sign
                 out.append('<mspace width=".22em"/>')
         elif kind == "up" and out:
             out.append(f"<msup>{out.pop()}{_plain(text, SUPERSCRIPT)}</msup>")

@@ -4,11 +4,13 @@
     python tests/mutation.py --sample 20          20 of each file, drawn with a fixed seed
     python tests/mutation.py --files softmax loss
 
-cosmic-ray changes one operator, number, comparison or keyword of the source at a time, in a copy of the project, and runs the
-walk over the operators of that file and the tests of Tensor's methods. A mutant that no test notices has *survived*: either a test is missing, or the change means
-nothing. The table goes to docs/mutation.md, with the reasons that are written beside survivors there kept.
+cosmic-ray changes one operator, number, comparison or keyword of the source at a time, in a copy of the
+project, and runs the walk over the operators of that file and the tests of Tensor's methods. A mutant that no
+test notices has *survived*: either a test is missing, or the change means nothing. The table goes to
+docs/mutation.md, with the reasons that are written beside survivors there kept.
 
-Mutants of what is no rule (samples, spaces) are left out. Kernels are compiled anew for each mutant of theirs.
+Mutants of what is no rule (samples, spaces) are left out. Kernels are compiled anew for each mutant of
+theirs.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "mutation.md"
 NO_RULES = re.compile(r"sample|space|_pairs|_apart")
-# Lines whose mutants mean nothing: annotations, where tests draw from, whether memory may be reused, words of errors.
+# Lines whose mutants mean nothing: annotations, where tests draw from, whether memory may be reused, words of
+# errors.
 NO_MEANING = re.compile(r"^\s*(def .*|domain = .*|fresh = .*|f?\".*|raise .*)$")
 
 # The operators whose proof runs through a kernel.
@@ -40,8 +43,8 @@ CONFIG = """[cosmic-ray]
 module-path = "{module}"
 timeout = {timeout}
 excluded-modules = []
-test-command = "{python} -m pytest -x -q -p no:cacheprovider tests/test_autograd_operators.py tests/test_autograd_tensor.py -k '{names}'"
-[cosmic-ray.distributor]
+test-command = "{python} -m pytest -x -q -p no:cacheprovider tests/test_autograd_operators.py
+tests/test_autograd_tensor.py -k '{names}'" [cosmic-ray.distributor]
 name = "local"
 """
 
@@ -67,8 +70,11 @@ def mutate(copy: Path, module: str, names: str, sample: int | None, timeout: flo
             "order by operator_name, occurrence, start_pos_row, start_pos_col"
         ).fetchall()
         source = (copy / module).read_text().splitlines()
-        jobs = [job for job, name, line in rows
-                if name and not NO_RULES.search(name) and not NO_MEANING.match(source[line - 1])]
+        jobs = [
+            job
+            for job, name, line in rows
+            if name and not NO_RULES.search(name) and not NO_MEANING.match(source[line - 1])
+        ]
         chosen = set(jobs if sample is None else random.Random(0).sample(jobs, min(sample, len(jobs))))
         for job, _, _ in rows:
             if job not in chosen:
@@ -81,8 +87,15 @@ def mutate(copy: Path, module: str, names: str, sample: int | None, timeout: flo
             "left join work_results r on r.job_id = m.job_id"
         ).fetchall()
     return [
-        {"module": module, "kind": kind.partition("/")[2], "where": name, "line": line, "outcome": outcome or "not run",
-         "diff": diff or "", "of": len(jobs)}
+        {
+            "module": module,
+            "kind": kind.partition("/")[2],
+            "where": name,
+            "line": line,
+            "outcome": outcome or "not run",
+            "diff": diff or "",
+            "of": len(jobs),
+        }
         for kind, name, line, outcome, diff in results
     ]
 
@@ -105,7 +118,12 @@ def write(results: list[dict], sample: int | None) -> None:
     total = [0, 0, 0, 0]
     for module in modules:
         own = [r for r in results if r["module"] == module]
-        row = [own[0]["of"], len(own), sum(r["outcome"] == "KILLED" for r in own), sum(r["outcome"] == "SURVIVED" for r in own)]
+        row = [
+            own[0]["of"],
+            len(own),
+            sum(r["outcome"] == "KILLED" for r in own),
+            sum(r["outcome"] == "SURVIVED" for r in own),
+        ]
         total = [a + b for a, b in zip(total, row, strict=True)]
         lines.append(f"| {module} | " + " | ".join(map(str, row)) + " |")
     lines += ["| **all** | " + " | ".join(f"**{n}**" for n in total) + " |", "", "## Survivors", ""]
@@ -132,7 +150,9 @@ def main() -> None:
     results: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "groundup"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv*", "runs", "__pycache__", ".hypothesis"))
+        shutil.copytree(
+            ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv*", "runs", "__pycache__", ".hypothesis")
+        )
         for module, names in jobs:
             found = mutate(copy, module, names, arguments.sample, arguments.timeout)
             results += found
@@ -140,7 +160,9 @@ def main() -> None:
             sys.stdout.write(f"{module}: {killed} of {len(found)} killed\n")
             for r in found:
                 if r["outcome"] != "KILLED":
-                    sys.stdout.write(f"    {r['outcome']} line {r['line']} in {r['where']}: {changed(r['diff'])}\n")
+                    sys.stdout.write(
+                        f"    {r['outcome']} line {r['line']} in {r['where']}: {changed(r['diff'])}\n"
+                    )
             sys.stdout.flush()
             write(results, arguments.sample)
 

@@ -1,4 +1,5 @@
-"""Whole models: every derivative of a GPT, in both styles, against the definition, and by every way of computing it."""
+"""Whole models: every derivative of a GPT, in both styles, against the definition, and by every way of
+computing it."""
 
 import numpy as np
 import pytest
@@ -109,7 +110,9 @@ def test_each_parameter_by_itself():
 
         numeric = differentiate(at)
         at(0.0)
-        assert abs(p.grad.array[i] - numeric.value[0]) <= 4 * numeric.bar[0] + 1e-9 * np.abs(p.grad.array).max(), name
+        assert (
+            abs(p.grad.array[i] - numeric.value[0]) <= 4 * numeric.bar[0] + 1e-9 * np.abs(p.grad.array).max()
+        ), name
 
 
 def gradients_of(gpt, loss, backward=True):
@@ -209,7 +212,11 @@ def test_anomalies_in_a_model_name_the_operator_and_the_line_of_the_user():
     gpt = GPT(config)
     idx, targets = batch(config)
     gpt.blocks[1].mlp.up.weight.mutate()[0, 0] = np.inf
-    with np.errstate(all="ignore"), autograd.detect_anomaly(), pytest.raises(autograd.AnomalyError, match="`linear`") as caught:
+    with (
+        np.errstate(all="ignore"),
+        autograd.detect_anomaly(),
+        pytest.raises(autograd.AnomalyError, match="`linear`") as caught,
+    ):
         gpt(idx, targets)
     assert "forward pass" in str(caught.value) and ", line " in str(caught.value)
 
@@ -218,7 +225,9 @@ def test_an_anomaly_on_the_way_back_names_the_line_that_made_the_operation():
     x = Tensor(np.array([0.0, 1.0]), requires_grad=True)
     with np.errstate(all="ignore"), autograd.detect_anomaly():
         y = x.sqrt() * 2  # the root of all trouble
-        with pytest.raises(autograd.AnomalyError, match="`sqrt` made the first Inf in its backward pass") as caught:
+        with pytest.raises(
+            autograd.AnomalyError, match="`sqrt` made the first Inf in its backward pass"
+        ) as caught:
             y.sum().backward()
     assert "the root of all trouble" in str(caught.value)
 
@@ -255,7 +264,8 @@ def test_module_and_tensor_hooks_see_a_model_from_inside():
 
     def watch(module, arguments, out):
         seen.append(type(module).__name__)
-        out.register_hook(lambda g, i=len(seen): arriving.update({i: g.array.copy()}))
+        place = len(seen)
+        out.register_hook(lambda g: arriving.update({place: g.array.copy()}))
 
     handles = [block.register_forward_hook(watch) for block in gpt.blocks.children()]
     assert_same(gradients_of(gpt, lambda: gpt(idx, targets)[1]), expected)
@@ -267,7 +277,9 @@ def test_module_and_tensor_hooks_see_a_model_from_inside():
     handle.remove()
     index = [name for name, _ in gpt.named_parameters()].index("blocks.0.mlp.up.weight")
     assert not silenced[index].any() and expected[index].any()
-    handle = gpt.blocks[0].register_forward_pre_hook(lambda module, arguments: (arguments[0] * 1.0, *arguments[1:]))
+    handle = gpt.blocks[0].register_forward_pre_hook(
+        lambda module, arguments: (arguments[0] * 1.0, *arguments[1:])
+    )
     assert_same(gradients_of(gpt, lambda: gpt(idx, targets)[1]), expected)
     handle.remove()
     assert_same(gradients_of(gpt, lambda: gpt(idx, targets)[1]), expected)
