@@ -11,8 +11,6 @@ The rooms, from the ground up: `kernels` (arrays in, arrays out), `storage` and 
 operator is), `ops` (all of them), `tensor`, and on top `functional` (the calculus) and `gradcheck` (the proof).
 """
 
-from typing import Any
-
 import numpy as np
 
 from . import ops
@@ -39,6 +37,7 @@ from .creation import (
     zeros_like,
 )
 from .functional import checkpoint, grad, hessian, hvp, jacobian, jvp, vjp
+from .functions import cat, concatenate, outer, softmax, stack, topk, tril, triu
 from .gradcheck import GradcheckError, gradcheck, gradgradcheck
 from .graph import AnomalyError, detect_anomaly, enable_grad, no_grad, plain
 from .kernels.bfloat16 import matmul_precision
@@ -70,45 +69,6 @@ float32, float64, int64, int32, bool = np.float32, np.float64, np.int64, np.int3
 float, double, long, int = float32, float64, int64, int32  # PyTorch's other names
 inf, nan, pi, e = np.inf, np.nan, np.pi, np.e
 mm = bmm = matmul
-
-
-def cat(tensors: Any, dim: int = 0) -> Tensor:
-    """Tensors one after another along an existing axis (torch.cat)."""
-    return ops.concatenate(*tensors, dim=dim)
-
-
-concatenate = cat
-
-
-def stack(tensors: Any, dim: int = 0) -> Tensor:
-    """Tensors of one shape side by side along a new axis."""
-    return ops.stack(tensors, dim)
-
-
-def tril(x: Tensor, diagonal: int = 0) -> Tensor:
-    """The lower triangle of the last two axes."""
-    return x.tril(diagonal)
-
-
-def triu(x: Tensor, diagonal: int = 0) -> Tensor:
-    """The upper triangle of the last two axes."""
-    return x.triu(diagonal)
-
-
-def topk(x: Tensor, k: Any, dim: Any = -1, largest: Any = True) -> Any:
-    """(values, indices) of the k largest elements along `dim`, sorted."""
-    return x.topk(k, dim, largest)
-
-
-def outer(a: Tensor, b: Tensor) -> Tensor:
-    """The products of each element of `a` (M,) with each of `b` (N,) → (M, N)."""
-    return a.reshape(-1, 1) * b.reshape(1, -1)
-
-
-def softmax(x: Tensor, dim: int) -> Tensor:
-    """exp(x) / Σ exp(x) along `dim`."""
-    return ops.softmax(x, dim=dim)
-
 
 __all__ = [
     "AnomalyError", "GradcheckError", "Op", "Sample", "Tensor", "arange", "bmm", "cat", "checkpoint",

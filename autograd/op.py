@@ -258,11 +258,12 @@ class Op:
     def _record(self, result: Variable, inputs: tuple, arrays: list, extras: tuple, params: dict, needs: tuple) -> None:
         """Leave a node on the tape."""
         plan = self._plan(needs)
+        given = [x.array if isinstance(x, Variable) else x for x in inputs]  # before promotion
         node = Node(
             self,
             plan,
             tuple([x.node if need else None for x, need in zip(inputs, needs, strict=True)]),
-            tuple([(x.shape, x.dtype) if isinstance(x, Variable | np.ndarray) else ((), None) for x in inputs]),
+            tuple([(x.shape, x.dtype) if isinstance(x, np.ndarray) else ((), None) for x in given]),
             self.defaults | params if self.defaults else params,
         )
         saved = []

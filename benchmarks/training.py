@@ -4,8 +4,8 @@
     python -m benchmarks training gpt2 --rounds 3
     python -m benchmarks training tiny --arms groundup-float32 torch-float32 groundup-float32
 
-Arms: ours in float32 and bfloat16; PyTorch (the model of nanoGPT, its fused AdamW, scaled_dot_product_attention) eager in
-float32, compiled, under bfloat16 autocast, and in float32 with bfloat16 products ("medium"). All use two threads.
+Arms: ours in float32 and bfloat16; PyTorch (the model of nanoGPT, its fused AdamW, scaled_dot_product_attention) eager
+in float32, compiled, under bfloat16 autocast, and in float32 with bfloat16 products ("medium"). All use two threads.
 Peak memory is the largest resident set of the process.
 """
 
@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.pairs import compare, run_arm
+from benchmarks._pairs import compare, run_arm
 
 # B sequences, T tokens, layers, heads, width C, vocabulary V, steps timed in a round
 CONFIGS = {
@@ -96,13 +96,16 @@ Step = Callable[[np.ndarray, np.ndarray], None]
 def groundup_step(config: str, precision: str) -> Step:
     """A step of ours, by the functions that train.py uses."""
     import autograd as ag
+    from autograd.kernels.memory import keep_freed_memory
     from model import GPT, GPTConfig
     from nn import clip_grad_norm_
     from nn.optim import AdamW
 
     _, T, n_layer, n_head, C, V, _ = CONFIGS[config]
+    keep_freed_memory()
     ag.manual_seed(0)
-    model = GPT(GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=C, block_size=T, vocab_size=V, bias=False, dropout=0.0))
+    shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": C, "block_size": T, "vocab_size": V}
+    model = GPT(GPTConfig(**shape, bias=False, dropout=0.0))
     optimizer = AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
 
     def step(inputs: np.ndarray, targets: np.ndarray) -> None:

@@ -19,7 +19,7 @@ def _compares_with_a_peer(path: Path) -> bool:
 
 
 def pytest_collection_modifyitems(items):
-    """`pytest -m oracle` runs the files in which something is compared with another library, where that is installed."""
+    """`pytest -m oracle` runs the files in which something is compared with another library."""
     for item in items:
         if _compares_with_a_peer(item.path):
             item.add_marker(pytest.mark.oracle)

@@ -1,9 +1,10 @@
 """How two things are compared fairly on a noisy machine.
 
-Absolute times drift by tens of percent from minute to minute, so none is trusted. The arms of a comparison run in turn,
-A B C A B C …, each round in fresh processes, and the figure is the median over rounds of the ratio within a round. Its
-interval is the range between order statistics that holds the true median with at least the stated probability, by the
-binomial distribution, which assumes nothing about the noise. An arm compared with itself shows what the noise alone does.
+Absolute times drift by tens of percent from minute to minute, so none is trusted. The arms of a comparison run in
+turn, A B C A B C …, each round in fresh processes, and the figure is the median over rounds of the ratio within a
+round. Its interval is the range between order statistics that holds the true median with the stated probability, by
+the binomial distribution, which assumes nothing about the noise. An arm compared with itself shows what the noise alone
+does.
 """
 
 from __future__ import annotations
@@ -51,9 +52,8 @@ def _at_most(k: int, n: int) -> float:
 
 def run_arm(module: str, *arguments: str, threads: int = 2) -> dict:
     """Run `python -m module arguments` in a fresh process; the last line it prints is its result as JSON."""
-    environment = os.environ | {
-        name: str(threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    }
+    pools = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    environment = os.environ | dict.fromkeys(pools, str(threads))
     done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
