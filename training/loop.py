@@ -18,7 +18,7 @@ from model import GPT
 from nn import schedule
 from nn.optim import AdamW, clip_scale, grad_norm
 from tokenizer import Tokenizer
-from training.errors import DivergenceError, SettingsError, checked
+from training.errors import DivergenceError, checked
 from training.settings import OptimSettings, TrainSettings
 from training.signals import StopRequest
 
@@ -56,16 +56,6 @@ def make_optimizer(model: GPT, settings: OptimSettings) -> AdamW:
         [group for group in groups if group["params"]],
         lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps,
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Matrix products in "float32" or "bfloat16" while inside. Raises SettingsError where that can't be had."""
-    setter = getattr(ag, "matmul_precision", None)
-    if setter is None and precision != "float32":
-        raise SettingsError(f"--train.precision {precision} is not available in this version; use float32")
-    with setter(precision) if setter else contextlib.nullcontext():
-        yield
 
 
 @contextlib.contextmanager
