@@ -13,8 +13,8 @@ Exit codes: 0 done; 2 something to mend, told in one line; 130 (Ctrl-C) and 143 
 
 import sys
 
-from autograd.kernels.memory import keep_freed_memory
 from autograd import matmul_precision
+from autograd.kernels.memory import keep_freed_memory
 from data import Corpus, tokenize
 from training.errors import one_line_errors
 from training.loop import threads
