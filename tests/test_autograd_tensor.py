@@ -58,6 +58,7 @@ EXPRESSIONS = [
     lambda x, y: x[y.argmax(dim=1)[:2] * 0],
     lambda x, y: x.masked_fill(y > 0, -1.5), lambda x, y: x.masked_fill(y == 0, float("-inf")).softmax(dim=-1),
     lambda x, y: x.where(y > 0, y), lambda x, y: x.gather(2, x.argmax(dim=2, keepdim=True)),
+    lambda x, y: x.take((y > 9).long()),
     lambda x, y: x.gather(1, (x > 0).long()), lambda x, y: x.index_select(1, (y > 9).long()[0]),
     # products
     lambda x, y: x @ y.T, lambda x, y: x @ x.transpose(-2, -1), lambda x, y: x @ y[0], lambda x, y: y[0] @ y[1],

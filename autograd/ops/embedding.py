@@ -41,8 +41,8 @@ class embedding:
         for shape in ((3,), (2, 3), (), (0,)):
             yield Sample((rng.normal(size=(5, 4)), rng.integers(0, 5, shape)))
         yield Sample((rng.normal(size=(5, 4)), np.array([1, 1, 1])))
-        yield Sample((rng.normal(size=(5, 4)), np.array([1, 5])), error=IndexError, match="from 0 to 4")
-        yield Sample((rng.normal(size=(5, 4)), np.array([-1])), error=IndexError, match="from 0 to 4")
+        yield Sample((rng.normal(size=(5, 4)), np.array([1, 5])), error=IndexError, match="from 0 to 4, got 5")
+        yield Sample((rng.normal(size=(5, 4)), np.array([2, -1])), error=IndexError, match="from 0 to 4, got -1")
 
     def space(draw):
         V = draw.size(1, 5)
@@ -89,6 +89,9 @@ class rotary_embedding:
             angles = rng.normal(size=(shape[1], shape[3] // 2))
             yield Sample((rng.normal(size=shape), np.cos(angles), np.sin(angles)), {"heads": heads})
         yield Sample((rng.normal(size=(2, 3, 4, 5)), np.ones((3, 2)), np.ones((3, 2))), error=ValueError, match="D even")
+
+        yield Sample((rng.normal(size=(2, 3, 4, 4)), np.ones((3, 2)), np.ones((3, 1))), error=ValueError, match="cos, sin")
+        yield Sample((rng.normal(size=(2, 3, 4, 4)), np.ones((3, 1)), np.ones((3, 1))), error=ValueError, match="cos, sin")
 
     def space(draw):
         B, T, H, D = draw.size(1, 2), draw.size(1, 3), draw.size(1, 3), draw.choice(2, 4, 6)

@@ -58,7 +58,9 @@ class cross_entropy:
             yield Sample((rng.normal(size=(rows, vocabulary)) * 3, rng.integers(0, vocabulary, rows)))
         yield Sample((rng.normal(size=(3, 5)), np.array([1, -100, 4])))
         yield Sample((rng.normal(size=(3, 5)), np.array([1, 2, 0])), {"ignore_index": 2})
-        yield Sample((rng.normal(size=(3, 5)), np.array([1, 5, 0])), error=ValueError, match="from 0 to 4")
+        for wrong in (5, 7, -1):
+            targets = np.array([1, wrong, 0])
+            yield Sample((rng.normal(size=(3, 5)), targets), error=ValueError, match=f"from 0 to 4 .* got {wrong}")
         yield Sample((rng.normal(size=(3, 5)), np.array([1, 2])), error=ValueError, match="one for each row")
 
     def space(draw):
