@@ -209,8 +209,8 @@ def html(certificates: list[Certificate], out: Path) -> str:
         f"{np.__version__}</p>"
         f'<div class="big"><span><b>{len(certificates) - len(failed)} / {len(certificates)}</b>operators proved</span>'
         f"<span><b>{cases:,}</b>cases</span><span><b>{comparisons:,}</b>checks</span></div>"
-        f"<p>Each cell is the worst error found; hover for its bound and the number of cases. The darker, the closer to "
-        f"the bound. A dot: the check does not apply. "
+        f"<p>Each cell is the worst error found; hover for its bound and the number of cases. The darker, the closer "
+        f"to the bound. A dot: the check does not apply. "
         f"Bars further down are logarithmic: an eighth of their length is a factor of ten.</p>"
         f'<div class="wide"><table class="matrix"><tr><th></th>{head}</tr>{rows}</table></div>'
         f"<details><summary>What the checks mean</summary><table>{legend}</table></details>"

@@ -99,7 +99,7 @@ class Draw:
 
     def index(self, shape: tuple[int, ...]) -> Any:
         """Any index of an array of that shape: basic, boolean, or of integers, with repetitions."""
-        strategies = [hnp.basic_indices(shape, allow_newaxis=True, max_dims=4), hnp.arrays(bool, shape)]
+        strategies: list[Any] = [hnp.basic_indices(shape, allow_newaxis=True, max_dims=4), hnp.arrays(bool, shape)]
         if 0 not in shape:
             result = hnp.array_shapes(min_dims=1, max_dims=2, min_side=0, max_side=3)
             strategies.append(hnp.integer_array_indices(shape, result_shape=result))

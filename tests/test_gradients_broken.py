@@ -18,8 +18,8 @@ from autograd.testing import function_test, operator_test, samples_of
 def rebuilt(name, **changes):
     """An operator declared anew with some parts of its record changed; the registry keeps the right one."""
     op = registry[name]
-    body = {key: getattr(op, key) for key in ("forward", "broadcasts", "floats", "view", "extras", "fresh", "samples", "kinks",
-                                               "domain", "plain", "space")}  # fmt: skip
+    flags = ("broadcasts", "floats", "view", "extras", "fresh", "kinks", "domain")
+    body = {key: getattr(op, key) for key in ("forward", "plain", "samples", "space", *flags)}
     for rule in op.rules:
         body["vjp" if rule.joint else f"d{op.inputs[rule.indices[0]]}"] = rule.function
     body["constant"] = tuple(n for i, n in enumerate(op.inputs) if i not in op.differentiable)
@@ -65,7 +65,8 @@ def wrong_seed(dout, p, seed):
 
 def unmasked(dout, q, k, v, out, lse, scale, dropout_p, seed):
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    return attention_kernels.attention_backward(dout, q, k, v, out, lse, scale=scale, causal=False, dropout_p=dropout_p, seed=seed)
+    how = {"scale": scale, "causal": False, "dropout_p": dropout_p, "seed": seed}
+    return attention_kernels.attention_backward(dout, q, k, v, out, lse, **how)
 
 
 def last_bias(dout, x, weight, needs):
@@ -119,16 +120,19 @@ BROKEN = {
     "the other gelu": ("gelu", {"vjp": lambda dout, x: (activation.gelu_backward(dout, x, True),)}),
     "gate and up exchanged": ("swiglu", {"vjp": lambda dout, gate, up: activation.swiglu_backward(dout, up, gate)}),
     "softmax without its sum": ("softmax", {"vjp": lambda dout, out: (dout * out,)}),
-    "log_softmax by the wrong exponential": ("log_softmax", {"vjp": lambda dout, out: (dout - out * dout.sum(-1, keepdims=True),)}),
+    "log_softmax by the wrong exponential": ("log_softmax", {
+        "vjp": lambda dout, out: (dout - out * dout.sum(-1, keepdims=True),)}),
     "a norm that forgets eps": ("rms_norm", {"vjp": lambda dout, x, weight: norm.rms_norm_backward(
         dout, x, weight, 1 / np.sqrt((x * x).mean(-1)))}),
     "a mean that takes no part": ("layer_norm", {"vjp": lambda dout, x, weight, mean, rstd: (
         norm.rms_norm_backward(dout, x, weight, rstd)[0], *norm.layer_norm_backward(dout, x, weight, mean, rstd)[1:])}),
-    "turned the wrong way": ("rotary_embedding", {"vjp": lambda dout, cos, sin, heads: (rotary.rotary(dout, cos, sin, heads),)}),
+    "turned the wrong way": ("rotary_embedding", {
+        "vjp": lambda dout, cos, sin, heads: (rotary.rotary(dout, cos, sin, heads),)}),
     "values turned too": ("rotary_embedding", {"vjp": lambda dout, cos, sin: (rotary.rotary(dout, cos, -sin),)}),
     "ignored targets counted": ("cross_entropy", {"vjp": lambda dout, logits, lse, targets: (
         dout[:, None] * (np.exp(logits - lse[:, None]) - np.eye(logits.shape[1])[np.maximum(targets, 0)]),)}),
-    "an upstream gradient forgotten": ("linear_cross_entropy", {"vjp": lambda unit_dx, unit_dweight: (unit_dx, unit_dweight)}),
+    "an upstream gradient forgotten": ("linear_cross_entropy", {
+        "vjp": lambda unit_dx, unit_dweight: (unit_dx, unit_dweight)}),
     "only the last row's bias": ("linear", {"vjp": last_bias}),
     "ids that overwrite": ("embedding", {"vjp": lambda dout, ids, weight_shape: (
         embedding.embedding_backward(dout, ids, weight_shape[0]) / np.maximum(1, np.bincount(
@@ -216,7 +220,8 @@ def test_one_line_proves_an_operator_of_the_user_s_own_and_shrinks_what_fails():
     with pytest.raises(AssertionError) as caught:
         operator_test(wrong, max_examples=20)()
     sample = str(caught.value).split("sample = ")[1]
-    assert sample.count("array(") == 2 and "[" not in sample.split("), {")[0], "two 0-d arrays are the smallest that fail"
+    assert sample.count("array(") == 2
+    assert "[" not in sample.split("), {")[0], "two 0-d arrays are the smallest that fail"
 
 
 def test_one_line_checks_a_function_of_the_user_s_own():
