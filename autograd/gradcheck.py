@@ -200,8 +200,7 @@ def _gradients_of(
     return gradients, (*inputs, *weights)
 
 
-# -- one input
-# ----------------------------------------------------------------------------------------------------------
+# -- one input ---------------------------------------------------------------------------------------------
 
 
 def _outputs(function: Callable, inputs: Sequence[Any]) -> list[Tensor]:
@@ -404,8 +403,7 @@ def _compare(target: _Target, a: np.ndarray, n: Estimate, rtol: float, atol: flo
     )
 
 
-# -- what went wrong
-# ------------------------------------------------------------------------------------------------------
+# -- what went wrong ---------------------------------------------------------------------------------------
 
 
 def _likely_cause(

@@ -110,8 +110,7 @@ def not_applicable(op: Op, check: str) -> str:
     return "not reached"
 
 
-# -- as text
-# ---------------------------------------------------------------------------------------------------------------
+# -- as text -----------------------------------------------------------------------------------------------
 
 
 def text(certificates: Iterable[Certificate]) -> str:
@@ -132,8 +131,7 @@ def text(certificates: Iterable[Certificate]) -> str:
     return "\n".join(lines)
 
 
-# -- as a page
-# ---------------------------------------------------------------------------------------------------------------
+# -- as a page ---------------------------------------------------------------------------------------------
 
 STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); --soft:
