@@ -125,6 +125,8 @@ class Op:
         samples      function of a NumPy Generator that yields `Sample`s
         kinks        where the operator has no derivative, in words; `samples` show what its rule gives there
         domain       numbers on which it is smooth and well-conditioned; tests draw from them
+        analytic     its definition also holds for complex numbers, so that it can be differentiated by a complex step
+                     (a bool, or a function of the parameters that returns one)
         space        function of a `Draw` (see `testing`) that returns any `Sample`; needed where inputs are more than
                      numbers of the domain in one shape, or in shapes that broadcast
     """
@@ -149,6 +151,7 @@ class Op:
         self.kinks: str = get("kinks", "")
         self.domain: tuple[float, float] = get("domain", (-2.0, 2.0))
         self.space: Callable[[Any], Sample] | None = get("space")
+        self.analytic: Any = get("analytic", True)
 
         signature = inspect.signature(self.forward)
         positional = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]

@@ -39,12 +39,13 @@ KERNELS = {
     "norm": "layer_norm or rms_norm", "random": "dropout", "rotary": "rotary", "softmax": "softmax",
 }  # fmt: skip
 
+TESTS = "tests/test_autograd_operators.py tests/test_autograd_tensor.py"
 CONFIG = """[cosmic-ray]
 module-path = "{module}"
 timeout = {timeout}
 excluded-modules = []
-test-command = "{python} -m pytest -x -q -p no:cacheprovider tests/test_autograd_operators.py
-tests/test_autograd_tensor.py -k '{names}'" [cosmic-ray.distributor]
+test-command = "{python} -m pytest -x -q -p no:cacheprovider {tests} -k '{names}'"
+[cosmic-ray.distributor]
 name = "local"
 """
 
@@ -61,7 +62,7 @@ def mutate(copy: Path, module: str, names: str, sample: int | None, timeout: flo
     """Run the mutants of one module; what became of each."""
     config, session = copy / "cosmic-ray.toml", copy / "session.sqlite"
     session.unlink(missing_ok=True)
-    config.write_text(CONFIG.format(module=module, timeout=timeout, python=sys.executable, names=names))
+    config.write_text(CONFIG.format(module=module, timeout=timeout, python=sys.executable, tests=TESTS, names=names))
     tool = shutil.which("cosmic-ray") or str(Path(sys.executable).parent / "cosmic-ray")
     subprocess.run([tool, "init", config, session], cwd=copy, check=True, capture_output=True)
     with sqlite3.connect(session) as database:

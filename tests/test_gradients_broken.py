@@ -18,7 +18,7 @@ from autograd.testing import function_test, operator_test, samples_of
 def rebuilt(name, **changes):
     """An operator declared anew with some parts of its record changed; the registry keeps the right one."""
     op = registry[name]
-    flags = ("broadcasts", "floats", "view", "extras", "fresh", "kinks", "domain")
+    flags = ("broadcasts", "floats", "view", "extras", "fresh", "kinks", "domain", "analytic")
     body = {key: getattr(op, key) for key in ("forward", "plain", "samples", "space", *flags)}
     for rule in op.rules:
         body["vjp" if rule.joint else f"d{op.inputs[rule.indices[0]]}"] = rule.function

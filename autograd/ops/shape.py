@@ -194,6 +194,8 @@ class cast:
     dx = dout; the engine gives every gradient the dtype of its input
     """
 
+    analytic = False  # complex numbers do not convert to float64
+
     def forward(x, *, dtype):
         return x.astype(dtype)
 
