@@ -94,7 +94,7 @@ def _norm_samples(rng, inputs):
 
 
 def _norm_space(draw, inputs):
-    shape = (*draw.shape(max_dims=2), draw.size(2, 5))
+    shape = (*draw.shape(max_dims=2), draw.size(3, 5))  # the norm of 2 numbers is all but constant: no digits left
     parameters = [draw.array(shape[-1:]) if draw.boolean() else None for _ in range(draw.size(0, inputs))]
     return Sample((draw.array(shape), *parameters), {"eps": draw.choice(1e-5, 1e-3, 0.1)})
 
