@@ -26,6 +26,7 @@ class Matrix(NamedTuple):
 
 @kernel
 def matrix(array):
+    """The array (2-D, strides whole numbers of elements) as a `Matrix`."""
     return Matrix(pointer(array), array.strides[0] // array.itemsize, array.strides[1] // array.itemsize)
 
 
@@ -43,6 +44,7 @@ def between_numbers(array):
 
 @kernel
 def count_batches(batch_axes):
+    """How many products a batch holds: the sizes of its axes (first column) multiplied."""
     count = 1
     for axis in range(len(batch_axes)):
         count *= batch_axes[axis, 0]
