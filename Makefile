@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help train test oracles lint bench clean
+.PHONY: help train test oracles lint bench prove mutate clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -32,6 +32,13 @@ lint: $(VENV)/.test ## style, types and the arrows between rooms
 
 bench: $(VENV)/.bench ## measure against PyTorch and others, side by side
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+prove: $(VENV)/.test ## prove every operator at full size: certificate.html
+	@$(BIN)/python -m autograd.prove $(ARGS)
+
+mutate: $(VENV)/.test ## are the tests good enough? docs/mutation.md (hours; ARGS="--sample 14" tries some)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "cosmic-ray>=8"
+	@$(BIN)/python tests/mutation.py $(ARGS)
 
 clean: ## remove the environment (not your runs)
 	rm -rf $(VENV) *.egg-info

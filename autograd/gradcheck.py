@@ -323,8 +323,8 @@ def _check_input(
         for _ in range(PROJECTIONS):
             u, v = rng.normal(size=target.x.size), rng.normal(size=target.width)
             a, n = np.array([target.backward(v) @ u]), target.slope(u, v, step)
-            good, *pair = _agrees(a, n, rtol, atol)
-            worst.append(pair)
+            good, error, bound = _agrees(a, n, rtol, atol)
+            worst.append((error, bound))
             if not good.all():
                 combine = lambda y, v=v: np.array([v @ y])
                 _compare(target, target.backward(v)[:, None], target.numeric(step, combine), rtol, atol)
@@ -375,8 +375,8 @@ def _compare(target: _Target, a: np.ndarray, n: Estimate, rtol: float, atol: flo
         if start < stop:
             part = slice(start, stop)
             estimate = Estimate(n.value[:, part], n.bar[:, part], n.jump[:, part], n.jump_bar[:, part])
-            good[:, part], *pair = _agrees(a[:, part], estimate, rtol, atol)
-            worst.append(pair)
+            good[:, part], error, bound = _agrees(a[:, part], estimate, rtol, atol)
+            worst.append((error, bound))
     if good.all():
         return max(worst, key=lambda pair: pair[0] / pair[1])
     kinks = n.kinked(atol) & ~good

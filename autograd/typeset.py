@@ -31,7 +31,8 @@ LINE = re.compile(r"^(out|loss|d[A-Za-z_]|∂|S |P |δ|\w+[₁₂ᵢ]* +=)[^=]{0
 
 def page_of(doc: str) -> str:
     """An operator's docstring as HTML: formulas typeset, the rest as text."""
-    parts, prose = [], []
+    parts: list[str] = []
+    prose: list[str] = []
 
     def flush() -> None:
         if prose:

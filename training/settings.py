@@ -106,7 +106,7 @@ class OptimSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    steps: int = 1000
+    steps: int = 750
     """Updates of the weights."""
     batch_size: int = 16
     """Sequences B in a batch."""

@@ -1,9 +1,9 @@
 """Memory that comes back warm.
 
-A training step asks for the same arrays again and again. The C library of Linux gives large ones back to the system when
-they are freed and fetches new pages the next time, each of which must be zeroed at its first touch: for a 24 MB array that
-costs up to eight times as much as writing to memory that is already there. A program that is about to train can ask for
-freed memory to be kept.
+A training step asks for the same arrays again and again. The C library of Linux gives large ones back to the system
+when they are freed and fetches new pages the next time, each of which must be zeroed at its first touch: for a 24 MB
+array that costs up to eight times as much as writing to memory that is already there. A program that is about to train
+can ask for freed memory to be kept.
 """
 
 from __future__ import annotations

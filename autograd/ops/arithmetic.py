@@ -226,7 +226,9 @@ class maximum:
     def samples(rng):
         yield Sample(_apart(rng, (2, 3), (2, 3)))
         yield Sample(_apart(rng, (2, 1), (3,)))
-        yield Sample((np.array([0.0, 1.0, 2.0]), np.ones(3)), subgradient=(np.array([0.0, 0.5, 1.0]), np.array([1.0, 0.5, 0.0])))
+        yield Sample(
+            (np.array([0.0, 1.0, 2.0]), np.ones(3)), subgradient=(np.array([0.0, 0.5, 1.0]), np.array([1.0, 0.5, 0.0]))
+        )
 
 
 @primitive
@@ -252,7 +254,9 @@ class minimum:
     def samples(rng):
         yield Sample(_apart(rng, (2, 3), (2, 3)))
         yield Sample(_apart(rng, (2, 1), (3,)))
-        yield Sample((np.array([0.0, 1.0, 2.0]), np.ones(3)), subgradient=(np.array([1.0, 0.5, 0.0]), np.array([0.0, 0.5, 1.0])))
+        yield Sample(
+            (np.array([0.0, 1.0, 2.0]), np.ones(3)), subgradient=(np.array([1.0, 0.5, 0.0]), np.array([0.0, 0.5, 1.0]))
+        )
 
 
 @primitive

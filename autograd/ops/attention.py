@@ -4,8 +4,8 @@
     out = softmax(q kᵀ · scale, masked) v
 
 The kernel never stores the (T, T) matrix of weights: it streams over blocks of keys, keeping for each query the running
-maximum and sum (online softmax), and saves only their logarithm, the log-sum-exp. The backward pass recomputes the weights
-P = e^(q kᵀ·scale − lse) block by block.
+maximum and sum (online softmax), and saves only their logarithm, the log-sum-exp. The backward pass recomputes the
+weights P = e^(q kᵀ·scale − lse) block by block.
 
 Source: Dao et al., "FlashAttention", 2022 and "FlashAttention-2", 2023; Milakov and Gimelshein, "Online normalizer
 calculation for softmax", 2018.
@@ -46,22 +46,28 @@ class attention:
     dq = scale · dS k
     dk = scale · dSᵀ q
 
-    With `causal`, a query sees the keys up to its own position; the queries are the last Tq of Tk positions. Query head h
-    reads from key/value head h // (H/K).
+    With `causal`, a query sees the keys up to its own position; the queries are the last Tq of Tk positions. Query
+    head h reads from key/value head h // (H/K).
     """
 
     extras = ("lse",)
 
     def forward(q, k, v, *, causal=False, scale=None, dropout_p=0.0, seed=0):
         if not (q.ndim == k.ndim == 4 and k.shape == v.shape and q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3]):
-            raise ValueError(f"attention: expected q (B, H, Tq, D) with k and v (B, K, Tk, D), got {q.shape}, {k.shape} and "
-                             f"{v.shape}")
+            raise ValueError(
+                f"attention: expected q (B, H, Tq, D), k and v (B, K, Tk, D), got {q.shape}, {k.shape} and "
+                f"{v.shape}"
+            )
         if not k.shape[1] or q.shape[1] % k.shape[1]:
-            raise ValueError(f"attention: expected a number of query heads that key heads divide, got {q.shape[1]} query "
-                             f"heads and {k.shape[1]} key heads")
+            raise ValueError(
+                f"attention: expected query heads that key heads divide, got {q.shape[1]} query "
+                f"heads and {k.shape[1]} key heads"
+            )
         if causal and q.shape[2] > k.shape[2]:
-            raise ValueError(f"attention: expected at most as many queries as keys, got {q.shape[2]} and {k.shape[2]}; a "
-                             f"causal query with no key has nothing to read")
+            raise ValueError(
+                f"attention: expected no more queries than keys, got {q.shape[2]} and {k.shape[2]}; a "
+                f"causal query with no key has nothing to read"
+            )
         scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
         return kernels.attention(q, k, v, scale=scale, causal=causal, dropout_p=dropout_p, seed=seed)
 
@@ -95,13 +101,19 @@ class attention:
             wrong = rng.normal(size=(1, 1, 17, width))
             yield Sample((q, wrong, wrong), error=ValueError, match="expected q")
         yield Sample((q, k[:, :, :5], v[:, :, :5]), {"causal": True}, error=ValueError, match="at most as many queries")
-        yield Sample((np.zeros((1, 3, 2, 4)), np.zeros((1, 2, 2, 4)), np.zeros((1, 2, 2, 4))), error=ValueError, match="divide")
+        yield Sample(
+            (np.zeros((1, 3, 2, 4)), np.zeros((1, 2, 2, 4)), np.zeros((1, 2, 2, 4))), error=ValueError, match="divide"
+        )
 
     def space(draw):
         B, K, Tq, D = draw.size(1, 2), draw.size(1, 2), draw.size(1, 4), draw.size(1, 4)
         H, Tk = K * draw.size(1, 2), Tq + draw.size(0, 2)
-        params = {"causal": draw.boolean(), "scale": draw.choice(None, 0.3, 5.0),
-                  "dropout_p": draw.choice(0.0, 0.4), "seed": draw.size(0, 100)}
+        params = {
+            "causal": draw.boolean(),
+            "scale": draw.choice(None, 0.3, 5.0),
+            "dropout_p": draw.choice(0.0, 0.4),
+            "seed": draw.size(0, 100),
+        }
         return Sample((draw.array((B, H, Tq, D)), draw.array((B, K, Tk, D)), draw.array((B, K, Tk, D))), params)
 
 
@@ -114,8 +126,8 @@ def _heads(qkv, n_head, n_kv_head):
 
 @fused
 class causal_self_attention:
-    """out = attention over the heads of a fused projection qkv (B, T, (H + 2K)·D), each position seeing itself and what came
-    before → (B, T, H·D)
+    """out = attention over the heads of a fused projection qkv (B, T, (H + 2K)·D), each position seeing itself and what
+    came before → (B, T, H·D)
 
     dqkv: the derivatives of `attention`, written into the places of q, k and v in one array.
 
@@ -126,13 +138,16 @@ class causal_self_attention:
 
     def forward(qkv, *, n_head, n_kv_head, dropout_p=0.0, seed=0):
         if qkv.ndim != 3 or qkv.shape[2] % (n_head + 2 * n_kv_head) or n_head % n_kv_head:
-            raise ValueError(f"causal_self_attention: expected qkv (B, T, (H + 2K)·D) for H = {n_head}, K = {n_kv_head}, "
-                             f"K dividing H, got {qkv.shape}")
+            raise ValueError(
+                f"causal_self_attention: expected qkv (B, T, (H + 2K)·D), H = {n_head}, K = {n_kv_head}, "
+                f"K dividing H, got {qkv.shape}"
+            )
         q, k, v = _heads(qkv, n_head, n_kv_head)
         B, H, T, D = q.shape
         out = np.empty((B, T, H * D), qkv.dtype)
-        _, lse = kernels.attention(q, k, v, scale=1 / math.sqrt(D), causal=True, dropout_p=dropout_p, seed=seed,
-                                   out=_split_heads(out, H))
+        _, lse = kernels.attention(
+            q, k, v, scale=1 / math.sqrt(D), causal=True, dropout_p=dropout_p, seed=seed, out=_split_heads(out, H)
+        )
         return out, lse
 
     def vjp(dout, qkv, out, lse, n_head, n_kv_head, dropout_p, seed):
@@ -140,8 +155,19 @@ class causal_self_attention:
         dqkv = np.empty(qkv.shape, qkv.dtype)
         dq, dk, dv = _heads(dqkv, n_head, n_kv_head)
         kernels.attention_backward(
-            _split_heads(np.ascontiguousarray(dout), n_head), q, k, v, _split_heads(out, n_head), lse,
-            scale=1 / math.sqrt(q.shape[3]), causal=True, dropout_p=dropout_p, seed=seed, dq=dq, dk=dk, dv=dv,
+            _split_heads(np.ascontiguousarray(dout), n_head),
+            q,
+            k,
+            v,
+            _split_heads(out, n_head),
+            lse,
+            scale=1 / math.sqrt(q.shape[3]),
+            causal=True,
+            dropout_p=dropout_p,
+            seed=seed,
+            dq=dq,
+            dk=dk,
+            dv=dv,
         )
         yield dqkv
 
@@ -154,7 +180,9 @@ class causal_self_attention:
         for B, T, H, K, D in ((2, 4, 2, 2, 3), (1, 5, 4, 2, 2), (2, 1, 2, 1, 4), (1, 19, 1, 1, 8)):
             yield Sample((rng.normal(size=(B, T, (H + 2 * K) * D)),), {"n_head": H, "n_kv_head": K})
         yield Sample((rng.normal(size=(1, 6, 16)),), {"n_head": 2, "n_kv_head": 1, "dropout_p": 0.4, "seed": 3})
-        yield Sample((rng.normal(size=(1, 6, 16)),), {"n_head": 3, "n_kv_head": 1}, error=ValueError, match="expected qkv")
+        yield Sample(
+            (rng.normal(size=(1, 6, 16)),), {"n_head": 3, "n_kv_head": 1}, error=ValueError, match="expected qkv"
+        )
 
     def space(draw):
         B, T, K, D = draw.size(1, 2), draw.size(1, 4), draw.size(1, 2), draw.size(1, 4)

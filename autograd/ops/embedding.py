@@ -26,7 +26,7 @@ class embedding:
     def forward(weight, ids):
         if ids.dtype.kind not in "iu":
             raise TypeError(f"embedding: expected integer ids, got {ids.dtype}")
-        if ids.size and not (0 <= ids.min() and ids.max() < weight.shape[0]):
+        if ids.size and (ids.min() < 0 or ids.max() >= weight.shape[0]):
             bad = ids[(ids < 0) | (ids >= weight.shape[0])].flat[0]
             raise IndexError(f"embedding: expected ids from 0 to {weight.shape[0] - 1}, got {bad}")
         return embedding_kernels.embedding(weight, ids.astype(np.int64, copy=False))
@@ -51,8 +51,8 @@ class embedding:
 
 @fused
 class rotary_embedding:
-    """out = x with the pair (xᵢ, xᵢ₊D/2) of each head turned by the angle t·θᵢ of its position t, for x (B, T, H, D) and
-    tables cos, sin (T, D/2):
+    """out = x with the pair (xᵢ, xᵢ₊D/2) of each head turned by the angle t·θᵢ of its position t, for x (B, T, H, D)
+    and tables cos, sin (T, D/2):
 
     out₁ = x₁ cos − x₂ sin
     out₂ = x₁ sin + x₂ cos
@@ -70,8 +70,10 @@ class rotary_embedding:
 
     def forward(x, cos, sin, *, heads=None):
         if x.ndim != 4 or x.shape[3] % 2 or cos.shape != (x.shape[1], x.shape[3] // 2) or sin.shape != cos.shape:
-            raise ValueError(f"rotary_embedding: expected x (B, T, H, D) with D even and cos, sin (T, D/2), "
-                             f"got {x.shape}, {cos.shape} and {sin.shape}")
+            raise ValueError(
+                f"rotary_embedding: expected x (B, T, H, D) with D even and cos, sin (T, D/2), "
+                f"got {x.shape}, {cos.shape} and {sin.shape}"
+            )
         return rotary_kernels.rotary(x, cos, sin, heads)
 
     def vjp(dout, cos, sin, heads):
@@ -88,12 +90,20 @@ class rotary_embedding:
         for shape, heads in (((2, 3, 4, 6), None), ((1, 3, 4, 2), 3), ((2, 1, 1, 4), None), ((2, 3, 4, 6), 0)):
             angles = rng.normal(size=(shape[1], shape[3] // 2))
             yield Sample((rng.normal(size=shape), np.cos(angles), np.sin(angles)), {"heads": heads})
-        yield Sample((rng.normal(size=(2, 3, 4, 5)), np.ones((3, 2)), np.ones((3, 2))), error=ValueError, match="D even")
+        yield Sample(
+            (rng.normal(size=(2, 3, 4, 5)), np.ones((3, 2)), np.ones((3, 2))), error=ValueError, match="D even"
+        )
 
-        yield Sample((rng.normal(size=(2, 3, 4, 4)), np.ones((3, 2)), np.ones((3, 1))), error=ValueError, match="cos, sin")
-        yield Sample((rng.normal(size=(2, 3, 4, 4)), np.ones((3, 1)), np.ones((3, 1))), error=ValueError, match="cos, sin")
+        yield Sample(
+            (rng.normal(size=(2, 3, 4, 4)), np.ones((3, 2)), np.ones((3, 1))), error=ValueError, match="cos, sin"
+        )
+        yield Sample(
+            (rng.normal(size=(2, 3, 4, 4)), np.ones((3, 1)), np.ones((3, 1))), error=ValueError, match="cos, sin"
+        )
 
     def space(draw):
         B, T, H, D = draw.size(1, 2), draw.size(1, 3), draw.size(1, 3), draw.choice(2, 4, 6)
         angles = draw.array((T, D // 2), -3, 3)
-        return Sample((draw.array((B, T, H, D)), np.cos(angles), np.sin(angles)), {"heads": draw.choice(None, draw.size(0, H))})
+        return Sample(
+            (draw.array((B, T, H, D)), np.cos(angles), np.sin(angles)), {"heads": draw.choice(None, draw.size(0, H))}
+        )

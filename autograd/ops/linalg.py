@@ -45,8 +45,16 @@ class matmul_2d:
         return matmul_2d(swapaxes(a, -1, -2), dout)
 
     def samples(rng):
-        shapes = [((2, 3), (3, 4)), ((5, 2, 3), (5, 3, 4)), ((2, 1, 2, 3), (3, 3, 2)), ((2, 2, 3), (3, 4)), ((1, 1), (1, 1)),
-                  ((0, 3), (3, 2)), ((2, 0), (0, 2)), ((2, 3), (2, 3, 2))]
+        shapes = [
+            ((2, 3), (3, 4)),
+            ((5, 2, 3), (5, 3, 4)),
+            ((2, 1, 2, 3), (3, 3, 2)),
+            ((2, 2, 3), (3, 4)),
+            ((1, 1), (1, 1)),
+            ((0, 3), (3, 2)),
+            ((2, 0), (0, 2)),
+            ((2, 3), (2, 3, 2)),
+        ]
         for a, b in shapes:
             yield Sample((rng.normal(size=a), rng.normal(size=b)))
         yield Sample((rng.normal(size=(3, 2)).T, rng.normal(size=(4, 3)).T))
@@ -65,7 +73,9 @@ def matmul(a: Any, b: Any) -> Any:
     is dropped from the result.
     """
     if not a.shape or not b.shape:
-        raise ValueError(f"matmul: expected operands with at least one axis, got {a.shape} and {b.shape}; use * for numbers")
+        raise ValueError(
+            f"matmul: expected operands with axes, got {a.shape} and {b.shape}; use * for numbers"
+        )
     row, column = len(a.shape) == 1, len(b.shape) == 1
     if not (row or column):
         return matmul_2d(a, b)
@@ -85,8 +95,10 @@ class linear:
 
     def forward(x, weight, bias=None):
         if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-            raise ValueError(f"linear: expected x of shape (..., {weight.shape[1]}) for a weight of shape {weight.shape} "
-                             f"(out, in), got {x.shape}")
+            raise ValueError(
+                f"linear: expected x (..., {weight.shape[1]}) for a weight of shape {weight.shape} "
+                f"(out, in), got {x.shape}"
+            )
         rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         return kernels.matmul(rows, weight.T, bias=bias).reshape(*x.shape[:-1], weight.shape[0])
 
@@ -115,4 +127,3 @@ class linear:
         rows, C_in, C_out = draw.shape(max_dims=2), draw.size(), draw.size()
         bias = draw.choice((), (None,), (draw.array((C_out,)),))
         return Sample((draw.array((*rows, C_in)), draw.array((C_out, C_in)), *bias))
-

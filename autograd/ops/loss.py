@@ -22,8 +22,10 @@ def _check_targets(name, targets, rows, vocabulary, ignore_index):
         raise ValueError(f"{name}: expected targets of shape {rows}, one for each row of logits, got {targets.shape}")
     bad = (targets != ignore_index) & ((targets < 0) | (targets >= vocabulary))
     if bad.any():
-        raise ValueError(f"{name}: expected targets from 0 to {vocabulary - 1} (or ignore_index {ignore_index}), "
-                         f"got {targets[bad][0]}")
+        raise ValueError(
+            f"{name}: expected targets from 0 to {vocabulary - 1} (or ignore_index {ignore_index}), "
+            f"got {targets[bad][0]}"
+        )
 
 
 @fused
@@ -87,7 +89,9 @@ class linear_cross_entropy:
 
     def forward(x, weight, targets, *, ignore_index=-100, needs):
         if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
-            raise ValueError(f"linear_cross_entropy: expected x (N, C) and weight (V, C), got {x.shape} and {weight.shape}")
+            raise ValueError(
+                f"linear_cross_entropy: expected x (N, C), weight (V, C), got {x.shape} and {weight.shape}"
+            )
         _check_targets("linear_cross_entropy", targets, x.shape[:1], weight.shape[0], ignore_index)
         return kernels.linear_cross_entropy(x, weight, targets.astype(np.int64, copy=False), ignore_index, any(needs))
 
@@ -104,10 +108,15 @@ class linear_cross_entropy:
 
     def samples(rng):
         for rows, vocabulary in ((3, 5), (1, 1), (40, 7)):
-            yield Sample((rng.normal(size=(rows, 4)), rng.normal(size=(vocabulary, 4)), rng.integers(0, vocabulary, rows)))
+            yield Sample(
+                (rng.normal(size=(rows, 4)), rng.normal(size=(vocabulary, 4)), rng.integers(0, vocabulary, rows))
+            )
         yield Sample((rng.normal(size=(3, 4)), rng.normal(size=(5, 4)), np.array([1, -100, 4])))
-        yield Sample((rng.normal(size=(3, 4)), rng.normal(size=(5, 4)), np.array([1, 5, 4])), error=ValueError,
-                     match="from 0 to 4")
+        yield Sample(
+            (rng.normal(size=(3, 4)), rng.normal(size=(5, 4)), np.array([1, 5, 4])),
+            error=ValueError,
+            match="from 0 to 4",
+        )
 
     def space(draw):
         N, C, V = draw.size(1, 4), draw.size(1, 4), draw.size(2, 5)

@@ -85,8 +85,11 @@ class amax:
 
     def samples(rng):
         yield from _dim_samples(rng)
-        yield Sample((np.array([[3.0, 1.0, 3.0], [2.0, 2.0, 2.0]]),), {"dim": 1},
-                     subgradient=(np.array([[0.5, 0.0, 0.5], [1 / 3, 1 / 3, 1 / 3]]),))
+        yield Sample(
+            (np.array([[3.0, 1.0, 3.0], [2.0, 2.0, 2.0]]),),
+            {"dim": 1},
+            subgradient=(np.array([[0.5, 0.0, 0.5], [1 / 3, 1 / 3, 1 / 3]]),),
+        )
 
     space = _dim_space
 
@@ -108,8 +111,11 @@ class amin:
 
     def samples(rng):
         yield from _dim_samples(rng)
-        yield Sample((np.array([[0.0, 1.0, 0.0], [2.0, 2.0, 2.0]]),), {"dim": 1},
-                     subgradient=(np.array([[0.5, 0.0, 0.5], [1 / 3, 1 / 3, 1 / 3]]),))
+        yield Sample(
+            (np.array([[0.0, 1.0, 0.0], [2.0, 2.0, 2.0]]),),
+            {"dim": 1},
+            subgradient=(np.array([[0.5, 0.0, 0.5], [1 / 3, 1 / 3, 1 / 3]]),),
+        )
 
     space = _dim_space
 
@@ -184,7 +190,9 @@ def var(x: Any, dim: Dim = None, correction: float = 1, keepdim: bool = False) -
     """Σ (x − mean)² / (n − correction) along `dim`. The default is Bessel's correction, as in PyTorch."""
     count = math.prod(x.shape[axis] for axis in normalize_axes(dim, len(x.shape)))
     centred = x - mean(x, dim, keepdim=True)
-    return sum_(centred * centred, dim=dim, keepdim=keepdim) * (1 / (count - correction) if count > correction else math.nan)
+    return sum_(centred * centred, dim=dim, keepdim=keepdim) * (
+        1 / (count - correction) if count > correction else math.nan
+    )
 
 
 def std(x: Any, dim: Dim = None, correction: float = 1, keepdim: bool = False) -> Any:
@@ -207,6 +215,7 @@ def prod(x: Any, dim: Dim = None, keepdim: bool = False) -> Any:
                 x = concatenate(first, getitem(x, index=(*before, slice(1, None))), dim=axis)
         if x.shape[axis] == 0:  # the product of nothing
             x = sum_(x, dim=axis, keepdim=True) + 1
-    return reshape(x, shape=_axes_kept(shape, dim) if keepdim else
-                   tuple(size for axis, size in enumerate(shape) if axis not in axes))
-
+    return reshape(
+        x,
+        shape=_axes_kept(shape, dim) if keepdim else tuple(size for axis, size in enumerate(shape) if axis not in axes),
+    )

@@ -13,8 +13,22 @@ from ..op import Sample, primitive
 from ._axes import normalize_axes, normalize_axis
 from .selection import getitem
 
-__all__ = ["alias", "cast", "chunk", "clone", "concatenate", "expand", "flip", "permute", "reshape", "split", "squeeze", "stack",
-           "swapaxes", "unsqueeze"]
+__all__ = [
+    "alias",
+    "cast",
+    "chunk",
+    "clone",
+    "concatenate",
+    "expand",
+    "flip",
+    "permute",
+    "reshape",
+    "split",
+    "squeeze",
+    "stack",
+    "swapaxes",
+    "unsqueeze",
+]
 
 
 @primitive
@@ -123,8 +137,10 @@ class expand:
         try:
             return np.broadcast_to(x, target)
         except ValueError:
-            raise ValueError(f"expand: expected a shape that {x.shape} can be repeated to (its axes equal or 1, aligned "
-                             f"at the right), got {tuple(shape)}") from None
+            raise ValueError(
+                f"expand: expected a shape that {x.shape} can be repeated to (axes equal or 1, aligned "
+                f"at the right), got {tuple(shape)}"
+            ) from None
 
     def dx(dout):
         return dout
@@ -259,8 +275,9 @@ def split(x: Any, split_size_or_sections: int | Sequence[int], dim: int = 0) -> 
             raise ValueError(f"split: expected sizes that add up to {length}, the length of dim {dim}, got {sizes}")
     stops = np.cumsum(sizes)
     before = (slice(None),) * dim
-    return tuple(getitem(x, index=(*before, slice(int(stop) - size, int(stop)))) for size, stop in
-                 zip(sizes, stops, strict=True))
+    return tuple(
+        getitem(x, index=(*before, slice(int(stop) - size, int(stop)))) for size, stop in zip(sizes, stops, strict=True)
+    )
 
 
 def chunk(x: Any, chunks: int, dim: int = 0) -> tuple[Any, ...]:
