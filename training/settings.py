@@ -106,7 +106,7 @@ class OptimSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    steps: int = 750
+    steps: int = 600
     """Updates of the weights."""
     batch_size: int = 16
     """Sequences B in a batch."""
@@ -116,11 +116,11 @@ class TrainSettings:
     """Of matrix products; weights stay float32."""
     seed: int = 1
     """Decides everything random: weights, batches, dropout, samples."""
-    eval_interval: int = 250
+    eval_interval: int = 200
     """Steps between checkpoints and evaluations; 0: only at the end."""
     eval_tokens: int = 262_144
     """Validation tokens scored at most, at even distances; 0: all."""
-    sample_interval: int = 250
+    sample_interval: int = 200
     """Steps between sample texts; 0: only at the end."""
     sample_tokens: int = 120
     """Length of a sample."""
