@@ -100,7 +100,7 @@ class attention:
         for width in (D - 1, D + 1):
             wrong = rng.normal(size=(1, 1, 17, width))
             yield Sample((q, wrong, wrong), error=ValueError, match="expected q")
-        yield Sample((q, k[:, :, :5], v[:, :, :5]), {"causal": True}, error=ValueError, match="at most as many queries")
+        yield Sample((q, k[:, :, :5], v[:, :, :5]), {"causal": True}, error=ValueError, match="no more queries")
         yield Sample(
             (np.zeros((1, 3, 2, 4)), np.zeros((1, 2, 2, 4)), np.zeros((1, 2, 2, 4))), error=ValueError, match="divide"
         )
