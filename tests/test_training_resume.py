@@ -17,7 +17,10 @@ from training.settings import parse_settings
 from training.trainer import Trainer
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom.\n" * 60
+# One thread: with two, under load, about one run of these in a hundred differs from the next in its last bits, which
+# is a kernel's doing and not yet found. What is proved here is that resuming loses nothing.
 TINY = [
+    "--train.threads=1",
     "--model.n_layer=1", "--model.n_head=2", "--model.n_embd=16", "--model.block_size=8", "--model.dropout=0.1",
     "--tokenizer.vocab_size=270", "--train.batch_size=2", "--train.accumulation=2", "--train.steps=6",
     "--train.eval_interval=2", "--train.sample_interval=3", "--train.sample_tokens=5", "--optim.warmup_steps=2",
