@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 TINY = [
     "--model.n_layer=1", "--model.n_head=2", "--model.n_embd=16", "--model.block_size=16", "--tokenizer.kind=bytes",
     "--train.batch_size=2", "--train.steps=60", "--train.eval_interval=20", "--train.sample_interval=40",
-    "--train.sample_tokens=8", "--train.threads=1",
+    "--train.sample_tokens=8",
 ]  # fmt: skip
 
 

@@ -13,6 +13,9 @@
   results repeat bit for bit). NaN and infinity keep their meaning: masks are made of -inf, and a NaN must
   stay visible.
 
+- **No overlap.** The arrays a helper is called with lie apart. (Where two are the same memory, as `start` and `out`
+  of an accumulating product, each number is written from what was read in its own place.)
+
 `compilations()` counts what had to be compiled, so that a first run can say why it waits.
 """
 
@@ -30,11 +33,14 @@ from typing import Any
 import numba
 from numba import prange
 from numba.core import config, event
+from numba.core.cpu import CPUTargetOptions
 
 __all__ = ["compilations", "kernel", "num_threads", "prange", "set_num_threads"]
 
 FLOATING_POINT = {"reassoc", "contract", "arcp", "nsz"}  # deliberately without nnan and ninf
 
+# Numba can tell LLVM that a function's arguments do not overlap, but has no option that asks for it.
+CPUTargetOptions.noalias = CPUTargetOptions.Mapping("noalias")
 if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
     config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 if "OMP_WAIT_POLICY" not in os.environ:
@@ -100,6 +106,9 @@ def kernel(function: Callable | None = None, *, signature: Any = None, parallel:
         # Left to choose, LLVM inlines a helper in the process that compiles it and calls the stored one in the next;
         # their sums may associate differently, and a run would depend on whether its kernels came from the cache.
         "forceinline": not parallel,
+        # Where arrays might overlap, LLVM writes a loop twice, with vectors and without, and chooses by how far apart
+        # they lie. The two round differently, and the bits of a run would depend on where its memory happens to be.
+        "noalias": not parallel,
     } | options
     with _numba_caches_in(CACHE_FOLDER):
         return numba.njit(signature, cache=CACHE_FOLDER is not None, **settings)(function)
