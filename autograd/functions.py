@@ -2,12 +2,70 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
+
+import numpy as np
 
 from . import ops
 from .tensor import Tensor
 
-__all__ = ["cat", "concatenate", "outer", "softmax", "stack", "topk", "tril", "triu"]
+__all__ = [
+    "abs", "all", "allclose", "amax", "amin", "any", "argmax", "argmin", "argsort", "as_tensor", "cat", "chunk",
+    "clamp", "clip", "clone", "concatenate", "cumsum", "dot", "equal", "flatten", "flip", "gather", "index_select",
+    "is_tensor", "isfinite", "isinf", "isnan", "log_softmax", "max", "mean", "min", "norm", "outer", "permute", "pow",
+    "prod", "reciprocal", "repeat_interleave", "reshape", "round", "sign", "softmax", "sort", "split", "square",
+    "squeeze", "stack", "std", "sum", "swapaxes", "take", "topk", "transpose", "tril", "triu", "unbind", "unsqueeze",
+    "var",
+]  # fmt: skip
+
+
+def _method(name: str) -> Any:
+    """torch.f(x, …), which is x.f(…)."""
+    method = getattr(Tensor, name)
+
+    @functools.wraps(method)
+    def function(x: Any, *args: Any, **kwargs: Any) -> Any:
+        return method(as_tensor(x), *args, **kwargs)
+
+    return function
+
+
+# Element by element; reductions; other shapes; parts.
+abs, pow, square, reciprocal, sign, round = map(_method, ("abs", "pow", "square", "reciprocal", "sign", "round"))
+clamp = clip = _method("clip")
+isnan, isinf, isfinite = map(_method, ("isnan", "isinf", "isfinite"))
+sum, mean, prod, var, std, norm = map(_method, ("sum", "mean", "prod", "var", "std", "norm"))
+max, min, amax, amin, argmax, argmin = map(_method, ("max", "min", "amax", "amin", "argmax", "argmin"))
+any, all, cumsum, sort, argsort, topk = map(_method, ("any", "all", "cumsum", "sort", "argsort", "topk"))
+softmax, log_softmax = map(_method, ("softmax", "log_softmax"))
+reshape, flatten, permute, transpose = map(_method, ("reshape", "flatten", "permute", "transpose"))
+swapaxes, squeeze, unsqueeze, flip = map(_method, ("swapaxes", "squeeze", "unsqueeze", "flip"))
+split, chunk, unbind, tril, triu = map(_method, ("split", "chunk", "unbind", "tril", "triu"))
+gather, take, index_select = map(_method, ("gather", "take", "index_select"))
+repeat_interleave, clone, dot = map(_method, ("repeat_interleave", "clone", "dot"))
+
+
+def as_tensor(data: Any, dtype: Any = None) -> Tensor:
+    """`data` itself if it is a tensor (of that dtype), else a tensor with a copy of it."""
+    if not isinstance(data, Tensor):
+        return Tensor(data, dtype=dtype)
+    return data if dtype is None else data.to(dtype)
+
+
+def is_tensor(x: Any) -> bool:
+    """Whether `x` is a Tensor."""
+    return isinstance(x, Tensor)
+
+
+def allclose(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> bool:
+    """Whether |a − b| ≤ atol + rtol · |b| everywhere."""
+    return bool(np.allclose(as_tensor(a).array, as_tensor(b).array, rtol, atol, equal_nan))
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether shapes and all values are the same."""
+    return np.array_equal(as_tensor(a).array, as_tensor(b).array)
 
 
 def cat(tensors: Any, dim: int = 0) -> Tensor:
@@ -23,26 +81,6 @@ def stack(tensors: Any, dim: int = 0) -> Tensor:
     return ops.stack(tensors, dim)
 
 
-def tril(x: Tensor, diagonal: int = 0) -> Tensor:
-    """The lower triangle of the last two axes."""
-    return x.tril(diagonal)
-
-
-def triu(x: Tensor, diagonal: int = 0) -> Tensor:
-    """The upper triangle of the last two axes."""
-    return x.triu(diagonal)
-
-
-def topk(x: Tensor, k: int, dim: int = -1, largest: bool = True) -> tuple[Tensor, Tensor]:
-    """(values, indices) of the k largest elements along `dim`, sorted."""
-    return x.topk(k, dim, largest)
-
-
 def outer(a: Tensor, b: Tensor) -> Tensor:
     """The products of each element of `a` (M,) with each of `b` (N,) → (M, N)."""
     return a.reshape(-1, 1) * b.reshape(1, -1)
-
-
-def softmax(x: Tensor, dim: int) -> Tensor:
-    """exp(x) / Σ exp(x) along `dim`."""
-    return ops.softmax(x, dim=dim)

@@ -150,14 +150,17 @@ class Tensor(Variable):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The size of each axis."""
         return self.array.shape
 
     @property
     def dtype(self) -> np.dtype:
+        """NumPy's dtype of the elements."""
         return self.array.dtype
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return self.array.ndim
 
     def dim(self) -> int:
@@ -243,6 +246,7 @@ class Tensor(Variable):
 
     @property
     def grad(self) -> Tensor | None:
+        """The gradient accumulated by `backward`, of this tensor's shape and dtype, or None."""
         return self._grad
 
     @grad.setter
@@ -300,48 +304,56 @@ class Tensor(Variable):
     # -- arithmetic -------------------------------------------------------------------------------------------------
 
     def __add__(self, other: Any) -> Tensor:
+        """self + other; both broadcast."""
         return ops.add(self, other)
 
     def __radd__(self, other: Any) -> Tensor:
         return ops.add(other, self)
 
     def __sub__(self, other: Any) -> Tensor:
+        """self − other; both broadcast."""
         return ops.sub(self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
         return ops.sub(other, self)
 
     def __mul__(self, other: Any) -> Tensor:
+        """self · other, element by element; both broadcast."""
         return ops.mul(self, other)
 
     def __rmul__(self, other: Any) -> Tensor:
         return ops.mul(other, self)
 
     def __truediv__(self, other: Any) -> Tensor:
+        """self / other; both broadcast."""
         return ops.div(self, other)
 
     def __rtruediv__(self, other: Any) -> Tensor:
         return ops.div(other, self)
 
     def __pow__(self, other: Any) -> Tensor:
+        """self to the power of other; both broadcast."""
         return ops.pow_(self, other)
 
     def __rpow__(self, other: Any) -> Tensor:
         return ops.pow_(other, self)
 
     def __matmul__(self, other: Any) -> Tensor:
+        """The matrix product on the last two axes, (..., M, K) @ (..., K, N) → (..., M, N); those before broadcast."""
         return ops.matmul(self, other)
 
     def __rmatmul__(self, other: Any) -> Tensor:
         return ops.matmul(other, self)
 
     def __neg__(self) -> Tensor:
+        """−self."""
         return ops.neg(self)
 
     def __pos__(self) -> Tensor:
         return self
 
     def __abs__(self) -> Tensor:
+        """|self|; its gradient at 0 is 0."""
         return ops.abs_(self)
 
     add, sub, mul, div, pow, matmul, neg = __add__, __sub__, __mul__, __truediv__, __pow__, __matmul__, __neg__
@@ -349,9 +361,11 @@ class Tensor(Variable):
     abs = __abs__
 
     def maximum(self, other: Any) -> Tensor:
+        """The larger of the two, element by element; both broadcast; ties share the gradient."""
         return ops.maximum(self, other)
 
     def minimum(self, other: Any) -> Tensor:
+        """The smaller of the two, element by element; both broadcast; ties share the gradient."""
         return ops.minimum(self, other)
 
     def clip(self, min: float | None = None, max: float | None = None) -> Tensor:
@@ -393,64 +407,82 @@ class Tensor(Variable):
 
     @_numpy_spelling
     def any(self, dim: Any = None, keepdim: bool = False) -> Tensor:
+        """Whether any element is true, or any along `dim`."""
         return Variable.wrap(np.asarray(np.any(self.array, axis=dim, keepdims=keepdim)))
 
     @_numpy_spelling
     def all(self, dim: Any = None, keepdim: bool = False) -> Tensor:
+        """Whether all elements are true, or all along `dim`."""
         return Variable.wrap(np.asarray(np.all(self.array, axis=dim, keepdims=keepdim)))
 
     # -- functions of each element ----------------------------------------------------------------------------------
 
     def exp(self) -> Tensor:
+        """eˣ of each element."""
         return ops.exp(self)
 
     def expm1(self) -> Tensor:
+        """eˣ − 1 of each element, exact near 0."""
         return ops.expm1(self)
 
     def log(self) -> Tensor:
+        """The natural logarithm of each element."""
         return ops.log(self)
 
     def log1p(self) -> Tensor:
+        """log(1 + x) of each element, exact near 0."""
         return ops.log1p(self)
 
     def sqrt(self) -> Tensor:
+        """√x of each element."""
         return ops.sqrt(self)
 
     def rsqrt(self) -> Tensor:
+        """1/√x of each element."""
         return ops.rsqrt(self)
 
     def square(self) -> Tensor:
+        """x² of each element."""
         return ops.mul(self, self)
 
     def reciprocal(self) -> Tensor:
+        """1/x of each element."""
         return ops.div(1, self)
 
     def sin(self) -> Tensor:
+        """The sine of each element, in radians."""
         return ops.sin(self)
 
     def cos(self) -> Tensor:
+        """The cosine of each element, in radians."""
         return ops.cos(self)
 
     def tanh(self) -> Tensor:
+        """The hyperbolic tangent of each element."""
         return ops.tanh(self)
 
     def sigmoid(self) -> Tensor:
+        """1/(1 + e⁻ˣ) of each element."""
         return ops.sigmoid(self)
 
     def erf(self) -> Tensor:
+        """The error function of each element."""
         return ops.erf(self)
 
     def relu(self) -> Tensor:
+        """max(x, 0) of each element; its gradient at 0 is 0."""
         return ops.relu(self)
 
     # -- reductions -------------------------------------------------------------------------------------------------
 
     @_numpy_spelling
     def sum(self, dim: Any = None, keepdim: bool = False) -> Tensor:
+        """The sum of all elements, or along `dim` (an int or several), whose axes vanish unless `keepdim`."""
         return ops.sum_(self, dim=dim, keepdim=keepdim)
 
     @_numpy_spelling
     def mean(self, dim: Any = None, keepdim: bool = False) -> Tensor:
+        """The mean of all elements, or along `dim` (an int or several)."""
         return ops.mean(self, dim, keepdim)
 
     @_numpy_spelling
@@ -464,18 +496,22 @@ class Tensor(Variable):
     def std(
         self, dim: Any = None, correction: float = 1, keepdim: bool = False, unbiased: bool | None = None
     ) -> Tensor:
+        """The root of `var`."""
         return ops.std(self, dim, correction if unbiased is None else int(unbiased), keepdim)
 
     @_numpy_spelling
     def prod(self, dim: Any = None, keepdim: bool = False) -> Tensor:
+        """The product of all elements, or along `dim`."""
         return ops.prod(self, dim, keepdim)
 
     @_numpy_spelling
     def cumsum(self, dim: int) -> Tensor:
+        """Running sums along `dim`, of this tensor's shape."""
         return ops.cumsum(self, dim=dim)
 
     @_numpy_spelling
     def logsumexp(self, dim: Any, keepdim: bool = False) -> Tensor:
+        """log Σ eˣ along `dim` (an int or several), without overflow."""
         return ops.logsumexp(self, dim=dim, keepdim=keepdim)
 
     @_numpy_spelling
@@ -511,9 +547,27 @@ class Tensor(Variable):
         indices = Variable.wrap(np.ascontiguousarray(np.take(order, range(k), axis=axis)))
         return Extremes(ops.gather(self, axis, indices), indices)
 
+    @_numpy_spelling
+    def sort(self, dim: int = -1, descending: bool = False) -> Extremes:
+        """(values, indices) in rising or falling order along `dim`; equal elements keep theirs."""
+        indices = self.argsort(dim, descending)
+        return Extremes(ops.gather(self, normalize_axis(dim, self.ndim), indices), indices)
+
+    @_numpy_spelling
+    def argsort(self, dim: int = -1, descending: bool = False) -> Tensor:
+        """Positions of the elements in rising or falling order along `dim`; equal elements keep theirs."""
+        array = -self.array if descending else self.array
+        return Variable.wrap(np.argsort(array, axis=normalize_axis(dim, self.ndim), kind="stable"))
+
     def _extremes(self, indices: Tensor, dim: int, keepdim: bool) -> Extremes:
         values = ops.gather(self, dim, indices)
         return Extremes(values, indices) if keepdim else Extremes(values.squeeze(dim), indices.squeeze(dim))
+
+    def dot(self, other: Any) -> Tensor:
+        """The inner product of two vectors (N,) → ()."""
+        if self.ndim != 1 or other.shape != self.shape:
+            raise ValueError(f"dot: expected two vectors of one length, got {self.shape} and {other.shape}; use @")
+        return self @ other
 
     @_numpy_spelling
     def norm(self, dim: Any = None, keepdim: bool = False) -> Tensor:
@@ -522,10 +576,12 @@ class Tensor(Variable):
 
     @_numpy_spelling
     def softmax(self, dim: int) -> Tensor:
+        """eˣ / Σ eˣ along `dim`, of this tensor's shape."""
         return ops.softmax(self, dim=dim)
 
     @_numpy_spelling
     def log_softmax(self, dim: int) -> Tensor:
+        """x − log Σ eˣ along `dim`, of this tensor's shape."""
         return ops.log_softmax(self, dim=dim)
 
     # -- shape ------------------------------------------------------------------------------------------------------
@@ -545,6 +601,7 @@ class Tensor(Variable):
         return result
 
     def view_as(self, other: Tensor) -> Tensor:
+        """In the shape of `other`, which has as many elements."""
         return self.view(*other.shape)
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
@@ -584,9 +641,11 @@ class Tensor(Variable):
         return ops.swapaxes(self, -1, -2)
 
     def squeeze(self, dim: Any = None) -> Tensor:
+        """Without its axes of size 1, or without those of `dim`."""
         return ops.squeeze(self, dim)
 
     def unsqueeze(self, dim: int) -> Tensor:
+        """With a new axis of size 1 at `dim`."""
         return ops.unsqueeze(self, dim)
 
     def expand(self, *sizes: Any) -> Tensor:
@@ -594,6 +653,7 @@ class Tensor(Variable):
         return ops.expand(self, shape=_sequence(sizes))
 
     def expand_as(self, other: Tensor) -> Tensor:
+        """Repeated along axes of size 1 to the shape of `other`, without copying."""
         return self.expand(*other.shape)
 
     def repeat(self, *times: Any) -> Tensor:
@@ -616,6 +676,7 @@ class Tensor(Variable):
         return apart.flatten(axis, axis + 1)
 
     def flip(self, *dims: Any) -> Tensor:
+        """With the order along each of `dims` reversed."""
         return ops.flip(self, _sequence(dims))
 
     @_numpy_spelling
@@ -655,6 +716,7 @@ class Tensor(Variable):
 
     @_numpy_spelling
     def gather(self, dim: int, index: Any) -> Tensor:
+        """Along `dim`, the elements at the positions in `index`, whose shape the result has."""
         return ops.gather(self, dim, index)
 
     @_numpy_spelling
@@ -664,6 +726,7 @@ class Tensor(Variable):
 
     @_numpy_spelling
     def index_select(self, dim: int, index: Any) -> Tensor:
+        """The slices at the positions in `index` (N,) along `dim`."""
         return ops.take(self, index, dim)
 
     # -- copies and dtypes ------------------------------------------------------------------------------------------
@@ -677,6 +740,7 @@ class Tensor(Variable):
         return self if self.array.flags.c_contiguous else self.clone()
 
     def is_contiguous(self) -> bool:
+        """Whether the elements lie in memory in the order of their indices."""
         return self.array.flags.c_contiguous
 
     def to(self, dtype: Any) -> Tensor:
@@ -693,15 +757,23 @@ class Tensor(Variable):
     astype = type = to
 
     def float(self) -> Tensor:
+        """In float32."""
         return self.to(np.float32)
 
     def double(self) -> Tensor:
+        """In float64."""
         return self.to(np.float64)
 
     def long(self) -> Tensor:
+        """In int64."""
         return self.to(np.int64)
 
+    def int(self) -> Tensor:
+        """In int32."""
+        return self.to(np.int32)
+
     def bool(self) -> Tensor:
+        """In bool: True where not 0."""
         return self.to(np.bool_)
 
     @property

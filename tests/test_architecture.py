@@ -45,3 +45,18 @@ def test_every_module_and_public_name_is_explained(module):
         if (inspect.isclass(value) or callable(value)) and not inspect.getdoc(value):
             silent.append(f"{module.__name__}.{name}")
     assert not silent, f"without a docstring: {silent}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_method_is_explained(room):
+    package = importlib.import_module(room)
+    silent = [
+        f"{name}.{method}"
+        for name in getattr(package, "__all__", ())
+        if inspect.isclass(value := getattr(package, name))
+        for method in vars(value)
+        if not method.startswith("_")
+        and inspect.isroutine(function := getattr(value, method))
+        and not inspect.getdoc(function)
+    ]
+    assert not silent, f"without a docstring: {silent}"
