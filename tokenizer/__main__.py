@@ -158,11 +158,13 @@ def inspect(
 def describe_vocabulary(console: Console, tokenizer: Tokenizer, longest: int) -> None:
     """Size, special tokens, number of tokens by length, the longest tokens."""
     facts = Table.grid(padding=(0, 2))
+    pattern, added = tokenizer.pattern, len(tokenizer.vocabulary.added) - len(tokenizer.special_tokens)
     for name, value in {
         "kind": tokenizer.kind,
         "vocabulary": f"{tokenizer.vocab_size:,} tokens, {len(tokenizer.merges):,} merges",
-        "pattern": tokenizer.pattern or "none",
+        "pattern": pattern if isinstance(pattern, str) else "\n".join(pattern or ("none",)),
         "special tokens": ", ".join(f"{name} {token}" for name, token in tokenizer.special_tokens.items()) or "none",
+        "added tokens": f"{added:,}" if added else "none",
         "hash": tokenizer.hash()[:16],
     }.items():
         facts.add_row(Text(name, style="bold"), Text(value))

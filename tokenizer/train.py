@@ -44,7 +44,7 @@ FIRST_PAIRS = 1 << 16  # room for pairs, to begin with
 def learn(
     texts: str | bytes | os.PathLike | Iterable[str | bytes | os.PathLike],
     n_merges: int,
-    pattern: str | None,
+    pattern: pretokenize.Pattern,
     special_tokens: Collection[str] = (),
     min_count: int = 1,
     progress: Progress | None = None,
@@ -99,7 +99,7 @@ class Counts:
 
 def count(
     texts: str | bytes | os.PathLike | Iterable[str | bytes | os.PathLike],
-    pattern: str | None,
+    pattern: pretokenize.Pattern,
     special_tokens: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Counts:
