@@ -352,11 +352,80 @@ def test_truncated_and_garbled_files_raise_format_errors_only(tmp_path_factory, 
             assert "\n" not in str(error)
 
 
+BYTES = b"".join(b"%s %d\n" % (base64.b64encode(bytes([i])), i) for i in range(256))
+
+# What a hostile file may hold in any place.
+anything = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.floats(), st.text(max_size=4), st.integers(-3, 600), st.integers(),
+        st.sampled_from([10**30, -1, "Regex", "ByteLevel", "Sequence", "NFC", "Ġ", "(?R)", "(a{999}){999}", "\ud800"]),
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "id", "content", "a"]), inner),
+    max_leaves=4,
+)
+
+
+def places(content, path=()):
+    """The path of every value inside, but of a vocabulary and of merges only the first few."""
+    yield path
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in list(items)[:12]:
+        yield from places(value, (*path, key))
+
+
+VALID = Tokenizer.train("the cat sat on the mat", 264, (r"\p{N}", "gpt2")).to_huggingface() | {
+    "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}]}
+}
+VALID["model"]["vocab"] = dict(sorted(VALID["model"]["vocab"].items(), key=lambda item: -item[1]))  # long ones first
+
+
+@given(data=st.data())
+def test_any_value_in_any_place_raises_format_errors_only(data):
+    """Whatever is read besides encodes and comes back."""
+    content = copy.deepcopy(VALID)
+    for _ in range(data.draw(st.integers(1, 3))):
+        *path, last = data.draw(st.sampled_from([path for path in places(content) if path]))
+        inner = content
+        for key in path:
+            inner = inner[key]
+        if isinstance(inner, dict) and data.draw(st.booleans()):
+            inner[data.draw(st.text("thecaĠ", max_size=3))] = inner.pop(last)  # under another name
+        else:
+            inner[last] = data.draw(anything)
+    try:
+        tokenizer = Tokenizer.from_huggingface(content)
+    except FormatError as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 400
+        return
+    assert tokenizer.decode(tokenizer.encode("the cat 12", disallowed_special=())) == "the cat 12"
+    assert Tokenizer.from_huggingface(tokenizer.to_huggingface()) == tokenizer
+
+
+@given(data=st.data())
+def test_any_ranks_raise_format_errors_only(tmp_path_factory, data):
+    lines = BYTES.split(b"\n")[:-1]
+    tokens = st.one_of(st.binary(max_size=5), st.text("ab", max_size=300).map(str.encode), st.just(b"a" * 5000))
+    fields = st.one_of(tokens.map(b64), st.binary(max_size=6))
+    numbers = st.one_of(st.integers(250, 270).map(str), st.integers().map(str), st.sampled_from(["9" * 5000, "", "x"]))
+    line = st.tuples(fields, numbers).map(lambda pair: pair[0] + b" " + pair[1].encode())
+    for at, new in data.draw(st.lists(st.tuples(st.integers(0, 256), line), max_size=4)):
+        lines.insert(at, new)
+    for i, token in enumerate(data.draw(st.lists(st.text("ab", min_size=2, max_size=9), max_size=5, unique=True))):
+        lines.append(b"%s %d" % (b64(token.encode()), 256 + i))
+    path = tmp_path_factory.mktemp("ranks") / "x.tiktoken"
+    path.write_bytes(b"\n".join(lines))
+    try:
+        tokenizer = Tokenizer.from_tiktoken(path, "gpt4", {"<s>": data.draw(st.integers(-1, 300))})
+    except FormatError as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 400
+        return
+    assert tokenizer.decode(tokenizer.encode("abba ab")) == "abba ab"
+
+
 def b64(token: bytes) -> bytes:
     return base64.b64encode(token)
-
-
-BYTES = b"".join(b"%s %d\n" % (b64(bytes([i])), i) for i in range(256))
 
 
 @pytest.mark.parametrize(("more", "special", "message"), [
@@ -375,7 +444,8 @@ BYTES = b"".join(b"%s %d\n" % (b64(bytes([i])), i) for i in range(256))
     (b64(b"ab") + b" 256\n", {"": 257}, "empty"),
     (b64(b"ab") + b" 256\n", {"\ud800": 257}, "surrogate"),
     (b" 256\n", {}, "line 257"),
-    (b"%s %d\n" % (b64(b"ab"), 10**30), {}, "missing|far"),
+    (b"%s %d\n" % (b64(b"ab"), 10**12), {}, "id 256 is missing"),
+    (b"%s %d\n" % (b64(b"ab"), 10**30), {}, "expected base64 and a rank"),
 ])
 def test_hostile_rank_files(more, special, message, tmp_path):
     (tmp_path / "x.tiktoken").write_bytes(BYTES + more)

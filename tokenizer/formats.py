@@ -65,7 +65,7 @@ def read_huggingface(source: str | os.PathLike | Mapping[str, Any]) -> Vocabular
         raise FormatError(f"{where}: model.type is {model['type']!r}, expected 'BPE'")
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "dropout"):
         if model.get(key):
-            raise FormatError(f"{where}: model.{key} is {model[key]!r:.60}, which byte-level BPE does not have")
+            raise FormatError(f"{where}: model.{key} is {model[key]!r}, which byte-level BPE does not have")
     normalizer = tuple(_read_normalizer(content.get("normalizer"), f"{where}: normalizer"))
     vocab = _get(model, "vocab", dict, where)
     added = _read_added(_get(content, "added_tokens", list, where), vocab, f"{where}: added_tokens")
@@ -79,7 +79,7 @@ def read_huggingface(source: str | os.PathLike | Mapping[str, Any]) -> Vocabular
             case [str(left), str(right)]:
                 pairs.append((f"{where}: model.merges[{i}]", left, right))
             case _:
-                raise FormatError(f"{where}: model.merges[{i}] is {merge!r:.60}, expected a pair of tokens")
+                raise FormatError(f"{where}: model.merges[{i}] is {merge!r}, expected a pair of tokens")
     tokens, ids = _read_vocab(vocab, added, f"{where}: model.vocab")
     merges = _read_merges(pairs, ids)
     return _made(where, tokens, merges, added, pattern, _flag(model, "ignore_merges", where), normalizer, prefix_space)
@@ -137,9 +137,9 @@ def _read_added(items: list[Any], vocab: Mapping[str, Any], where: str) -> dict[
         place = f"{where}[{i}]"
         name, number = _get(item, "content", str, place), _get(item, "id", int, place)
         if name in added:
-            raise FormatError(f"{place}: {name!r:.60} is there twice")
+            raise FormatError(f"{place}: {name!r} is there twice")
         if name not in vocab and number != following:
-            raise FormatError(f"{place}: {name!r:.60} has id {number}, where tokenizers would count {following}")
+            raise FormatError(f"{place}: {name!r} has id {number}, where tokenizers would count {following}")
         following = max(following, number + 1)
         special = _flag(item, "special", place)
         added[name] = AddedToken(
@@ -155,7 +155,7 @@ def _steps(step: Any, parts: str, where: str) -> list[tuple[str, dict[str, Any]]
     while waiting:
         place, step = waiting.pop()
         if not isinstance(step, Mapping) or not isinstance(step.get("type"), str):
-            raise FormatError(f"{place} is {step!r:.60}, expected an object with a type")
+            raise FormatError(f"{place} is {step!r}, expected an object with a type")
         if step["type"] == "Sequence":
             inner = list(enumerate(_get(step, parts, list, place)))
             waiting += [(f"{place}.{parts}[{i}]", part) for i, part in reversed(inner)]
@@ -168,7 +168,7 @@ def _read_normalizer(normalizer: Any, where: str) -> Iterator[str]:
     """The normal forms that a normalizer amounts to."""
     for place, step in _steps(normalizer, "normalizers", where) if normalizer is not None else ():
         if step["type"] not in FORMS:
-            raise FormatError(f"{place}: {step['type']!r:.60} is not supported, expected one of {', '.join(FORMS)}")
+            raise FormatError(f"{place}: {step['type']!r} is not supported, expected one of {', '.join(FORMS)}")
         yield step["type"]
 
 
@@ -177,7 +177,7 @@ def _read_pre_tokenizer(pre_tokenizer: Any, where: str) -> tuple[pretokenize.Pat
     steps = _steps(pre_tokenizer, "pretokenizers", where)
     if not steps or steps[-1][1]["type"] != "ByteLevel":
         found = ", ".join(step["type"] for _, step in steps)
-        raise FormatError(f"{where} is made of {found!r:.60}, expected ByteLevel at the end")
+        raise FormatError(f"{where} is made of {found!r}, expected ByteLevel at the end")
     *splits, (place, last) = steps
     patterns = [_read_split(step, place) for place, step in splits]
     prefix_space = _flag(last, "add_prefix_space", place, True)
@@ -201,15 +201,15 @@ def _read_split(step: dict[str, Any], where: str) -> str:
             complete = expression in pretokenize.PATTERNS.values()  # matches everything, so nothing is there to remove
             if (behavior, inverted) == ("Isolated", False) or (complete and (behavior, inverted) == ("Removed", True)):
                 return expression
-    how = f"{step['type']!r:.60} with behavior {behavior!r:.60}" + (", invert" if inverted else "")
+    how = f"{step['type']!r} with behavior {behavior!r}" + (", invert" if inverted else "")
     raise FormatError(f"{where}: {how} is not supported, expected Split, Digits, Punctuation, isolated")
 
 
 def _read_expression(pattern: Any, where: str) -> str:
     if not isinstance(pattern, Mapping) or not isinstance(text := pattern.get("Regex", pattern.get("String")), str):
-        raise FormatError(f"{where}: pattern is {pattern!r:.60}, expected a Regex or a String")
+        raise FormatError(f"{where}: pattern is {pattern!r}, expected a Regex or a String")
     if "Regex" not in pattern:
-        text = regex.escape(text)
+        text = f"(?:{regex.escape(text)})"
     elif len(text) > 1 << 14:
         raise FormatError(f"{where}: a Regex of {len(text)} characters is not supported")
     text = UNIONS.get(str(text), str(text))
@@ -234,7 +234,7 @@ def read_gpt2(vocab_bpe: str | os.PathLike, encoder_json: str | os.PathLike) -> 
             continue
         left, _, right = line.partition(" ")
         if not (left and right) or " " in right:
-            raise FormatError(f"{where}, line {number}: {line!r:.60}, expected two tokens")
+            raise FormatError(f"{where}, line {number}: {line!r}, expected two tokens")
         pairs.append((f"{where}, line {number}", left, right))
     vocab, where = _read_json(encoder_json), os.fspath(encoder_json)
     made = {left + right for _, left, right in pairs}
@@ -292,7 +292,7 @@ def write_tiktoken(vocabulary: Vocabulary, path: str | os.PathLike | None = None
     places = {(left, right): i for i, (left, right, _) in enumerate(vocabulary.merges.tolist())}
     last = -1
     for left, right, token in _find_merges(tokens).tolist():
-        what = f"token {token}, {tokens[token]!r:.60}"
+        what = f"token {token}, {tokens[token]!r}"
         if left < 0 and not vocabulary.whole_pieces:
             raise FormatError(f"{what}, is not what its bytes merge to; tiktoken would differ")
         if left >= 0 and (left, right) not in places:
@@ -331,7 +331,7 @@ def _read_ranks(path: str | os.PathLike) -> dict[bytes, int]:
         if not line.strip():
             continue
         fields = line.split()
-        if len(fields) != 2 or not fields[1].isdigit():
+        if len(fields) != 2 or not fields[1].isdigit() or len(fields[1]) > 18:
             raise FormatError(f"{where}, line {number}: {line[:60]!r}, expected base64 and a rank")
         try:
             data = base64.b64decode(fields[0], validate=True)
@@ -368,7 +368,7 @@ def _only_special(vocabulary: Vocabulary, what: str) -> None:
         raise FormatError(f"{what} cannot say that text is normalized or gets a space in front; write tokenizer.json")
     for name, token in vocabulary.added.items():
         if token != AddedToken(token.id):
-            raise FormatError(f"{what} cannot say how added token {name!r:.60} is read; write tokenizer.json")
+            raise FormatError(f"{what} cannot say how added token {name!r} is read; write tokenizer.json")
 
 
 def _write(path: str | os.PathLike, text: str) -> None:
@@ -419,14 +419,14 @@ def _read_json(path: str | os.PathLike) -> dict[str, Any]:
 def _get(content: Any, key: str, kind: type, where: str) -> Any:
     value = content.get(key) if isinstance(content, Mapping) else None
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise FormatError(f"{where}: {key} is {value!r:.60}, expected {kind.__name__}")
+        raise FormatError(f"{where}: {key} is {value!r}, expected {kind.__name__}")
     return value
 
 
 def _flag(content: Mapping[str, Any], key: str, where: str, default: bool = False) -> bool:
     value = content.get(key)
     if value is not None and not isinstance(value, bool):
-        raise FormatError(f"{where}: {key} is {value!r:.60}, expected true or false")
+        raise FormatError(f"{where}: {key} is {value!r}, expected true or false")
     return default if value is None else value
 
 
@@ -438,10 +438,10 @@ def _read_vocab(
     ids: dict[str, int] = {}
     for name, token in vocab.items():
         if not isinstance(token, int) or isinstance(token, bool):
-            raise FormatError(f"{where}: {name!r:.60} has id {token!r:.60}, expected an integer")
+            raise FormatError(f"{where}: {name!r} has id {token!r}, expected an integer")
         if name in added:
             if added[name].id != token:
-                raise FormatError(f"{where}: special token {name!r:.60} has ids {added[name].id} and {token}")
+                raise FormatError(f"{where}: special token {name!r} has ids {added[name].id} and {token}")
             if added[name].special or not (name.isascii() and BYTE_OF_CHAR.keys() >= set(name)):
                 continue  # else it is an ordinary token, too, which merges may make
         if token in tokens:
@@ -475,7 +475,7 @@ def _write_vocab(vocabulary: Vocabulary) -> dict[str, int]:
     vocab = {to_visible(data): token for token, data in sorted(vocabulary.tokens.items())}
     for name, token in vocabulary.added.items():
         if vocab.get(name, token.id) != token.id:
-            raise FormatError(f"special token {name!r:.60} looks like token {vocab[name]} in visible form; rename it")
+            raise FormatError(f"special token {name!r} looks like token {vocab[name]} in visible form; rename it")
         vocab[name] = token.id
     return dict(sorted(vocab.items(), key=lambda item: item[1]))
 

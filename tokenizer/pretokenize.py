@@ -86,7 +86,7 @@ BLOCK_PIECES = 1 << 14
 # What every engine reads alike: escapes, a class without set operations, groups, repetitions, other characters.
 _ESCAPE = r"\\(?:[sSdDrntf]|[pP]\{\^?\w+\}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[^\w])"
 _PORTABLE = re.compile(
-    rf"{_ESCAPE}|\[\^?(?:{_ESCAPE}|(?!--|&&|\|\||~~)[^\[\]\\])+\]|\((?:\?(?:[:=!>]|<[=!]|i:))?|\)"
+    rf"{_ESCAPE}|\[\^?(?:{_ESCAPE}|(?!--|&&|\|\||~~)[^\[\]\\])+\]|\((?:\?(?:[:=!>]|<[=!]|i:)|(?!\?))|\)"
     r"|[*+?][+?]?|\{(\d{1,4})(?:,(\d{0,4}))?\}(?![+?])|[^\\\[\](){}^$]"
 )
 MOST_REPETITIONS = 1_000_000  # all {n} multiplied, as if nested: `regex` unrolls them
@@ -127,10 +127,10 @@ def check_portable(pattern: str) -> None:
         at = part.end()
     try:
         if repetitions > MOST_REPETITIONS:
-            raise ValueError(f"pattern repeats {repetitions} times, more than {MOST_REPETITIONS}: {pattern!r:.60}")
+            raise ValueError(f"pattern repeats {repetitions} times, more than {MOST_REPETITIONS}: {pattern!r}")
         regex.compile(pattern)
     except (regex.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"pattern is not a regular expression: {error} in {pattern!r:.60}") from None
+        raise ValueError(f"pattern is not a regular expression: {error} in {pattern!r}") from None
 
 
 def split(data: bytes, pattern: Pattern) -> Iterator[bytes]:

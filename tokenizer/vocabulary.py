@@ -29,6 +29,10 @@ NEVER_IN_UTF8 = frozenset([0xC0, 0xC1, *range(0xF5, 0x100)])
 class FormatError(ValueError):
     """A vocabulary that contradicts itself, or a file that cannot be read as one. One line, names the place."""
 
+    def __init__(self, message: str) -> None:
+        long = len(message) > 350  # a hostile file's own words may fill pages
+        super().__init__(f"{message[:200]} … {message[-140:]}" if long else message)
+
 
 class AddedToken(NamedTuple):
     """A token that is read as a whole, before text is cut into pieces. The switches are those of tokenizer.json.
@@ -116,7 +120,7 @@ def _check_tokens(tokens: Mapping[int, bytes]) -> None:
         if not data:
             raise FormatError(f"token {token} is empty")
         if data in ids:
-            raise FormatError(f"ids {ids[data]} and {token} are both {data!r:.60}")
+            raise FormatError(f"ids {ids[data]} and {token} are both {data!r}")
         ids[data] = token
     for byte in range(256):
         if bytes([byte]) not in ids and byte not in NEVER_IN_UTF8:
@@ -134,11 +138,11 @@ def _check_added(tokens: Mapping[int, bytes], added: Mapping[str, AddedToken]) -
             raise FormatError(f"special token {name!r} holds a lone surrogate")
         spelled = name.encode()
         if token.id in tokens and (token.special or tokens[token.id] != spelled):
-            raise FormatError(f"special token {name!r:.60} has id {token.id}, which is {tokens[token.id]!r:.60}")
+            raise FormatError(f"special token {name!r} has id {token.id}, which is {tokens[token.id]!r}")
         if token.id in names:
-            raise FormatError(f"special tokens {names[token.id]!r:.60} and {name!r:.60} both have id {token.id}")
+            raise FormatError(f"special tokens {names[token.id]!r} and {name!r} both have id {token.id}")
         if spelled in ids and token.special:
-            raise FormatError(f"special token {name!r:.60} is also the ordinary token {ids[spelled]}")
+            raise FormatError(f"special token {name!r} is also the ordinary token {ids[spelled]}")
         names[token.id] = name
 
 
@@ -152,7 +156,7 @@ def _check_ids(tokens: Mapping[int, bytes], added: Mapping[str, AddedToken]) -> 
     if gap is not None:
         raise FormatError(f"id {gap} is missing: ids below {last} must be complete")
     if names and max(names) > last + (1 << 20):
-        raise FormatError(f"special token {names[max(names)]!r:.60} has id {max(names)}, far beyond the last, {last}")
+        raise FormatError(f"special token {names[max(names)]!r} has id {max(names)}, far beyond the last, {last}")
 
 
 def _check_merges(tokens: Mapping[int, bytes], merges: np.ndarray) -> None:
@@ -163,7 +167,7 @@ def _check_merges(tokens: Mapping[int, bytes], merges: np.ndarray) -> None:
                 raise FormatError(f"merge {i} names id {token}, which is no ordinary token")
         a, b, whole = tokens[left], tokens[right], tokens[new]
         if a + b != whole:
-            raise FormatError(f"merge {i} makes {whole!r:.60} of {a!r:.60} and {b!r:.60}")
+            raise FormatError(f"merge {i} makes {whole!r} of {a!r} and {b!r}")
         if (left, right) in seen:
-            raise FormatError(f"merges {seen[left, right]} and {i} both join {a!r:.60} and {b!r:.60}")
+            raise FormatError(f"merges {seen[left, right]} and {i} both join {a!r} and {b!r}")
         seen[left, right] = i
