@@ -245,6 +245,24 @@ def test_special_tokens_as_tiktoken_reads_them(special, items, data):
     assert special.decode(expected) == text
 
 
+@given(items=st.lists(st.sampled_from(["<|a|>", "<|b|>", "é中", "é", "<|", "a", " "]), max_size=8), data=st.data())
+def test_what_is_refused_is_what_tiktoken_refuses(special, items, data):
+    tiktoken = pytest.importorskip("tiktoken", reason="tiktoken is in the bench extra")
+    names = ["<|a|>", "é中", "<|b|>"]  # none the beginning of another: of those tiktoken takes any
+    ours = Tokenizer(replace(special.vocabulary, added={name: special.vocabulary.added[name] for name in names}))
+    theirs = tiktoken.Encoding(**ours.to_tiktoken())
+    some = st.just("all") | st.sets(st.sampled_from([*names, "a", "nowhere"]))
+    policy = {"allowed_special": data.draw(some), "disallowed_special": data.draw(some)}
+    text = "".join(items)
+    try:
+        expected = theirs.encode(text, **policy)
+    except ValueError:
+        with pytest.raises(ValueError, match="pass allowed_special="):
+            ours.encode(text, **policy)
+        return
+    assert ours.encode(text, **policy).tolist() == expected
+
+
 def test_special_names_are_a_set_not_a_string(special):
     with pytest.raises(ValueError, match="set"):
         special.encode("a", allowed_special="<|a|>")

@@ -191,7 +191,7 @@ def describe_vocabulary(console: Console, tokenizer: Tokenizer, longest: int) ->
 
 
 def describe_text(console: Console, tokenizer: Tokenizer, data: bytes, show: int) -> None:
-    """Compression, and the text with its tokens in alternating colours, or with bars between them where none are shown."""
+    """Compression, and the text with its tokens in alternating colours; with bars between them where there are none."""
     ids = tokenizer.encode(data, allowed_special="all")
     used = len(np.unique(ids))
     ratio = f", {len(data) / len(ids):.3f} bytes per token" if len(ids) else ""
@@ -248,7 +248,7 @@ def main(args: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         return 2
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
