@@ -1,6 +1,6 @@
 """How text is cut into pieces before BPE: a merge never crosses a piece's edge.
 
-The three patterns in use are given in their published form, which `regex`, tiktoken and Hugging Face's
+The patterns in use are given in their published form, which `regex`, tiktoken and Hugging Face's
 tokenizers read alike; other spellings of the same rule are recognised and replaced by it.
 
 Bytes that are not UTF-8 pass through as symbols: each counts as one character that is neither letter, digit
@@ -57,7 +57,11 @@ GPT4O = "|".join([
     r"\s+",
 ])
 
-PATTERNS = {"gpt2": GPT2, "gpt4": GPT4, "gpt4-tiktoken": GPT4_TIKTOKEN, "gpt4o": GPT4O}
+# Qwen's: GPT-4's, but each digit is a piece. SmolLM, StarCoder and Command-R cut digits out before GPT-2's pattern.
+QWEN2 = GPT4.replace(r"\p{N}{1,3}", r"\p{N}")
+DIGITS_GPT2 = (r"\p{N}", GPT2)
+
+PATTERNS = {"gpt2": GPT2, "gpt4": GPT4, "gpt4-tiktoken": GPT4_TIKTOKEN, "gpt4o": GPT4O, "qwen2": QWEN2}
 
 # Other names, and other spellings of the same rules.
 _GPT4_HEAD = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}"
@@ -73,9 +77,9 @@ SAME = {
 }
 
 # Patterns with a compiled scanner, and the scanner's number in scan.py.
-SCANNERS: dict[Pattern, int] = {GPT2: 0, GPT4: 1, GPT4_TIKTOKEN: 2, GPT4O: 3}
+SCANNERS: dict[Pattern, int] = {GPT2: 0, GPT4: 1, GPT4_TIKTOKEN: 2, GPT4O: 3, QWEN2: 4, DIGITS_GPT2: 5}
 
-# All four end a piece after a letter that is followed by neither letter, mark nor apostrophe, whatever else stands
+# They all end a piece after a letter that is followed by neither letter, mark nor apostrophe, whatever else stands
 # around: here a text can be cut before it is known how it goes on. (?r) searches from the end.
 CUT = regex.compile(r"(?r)(?<=\p{L})(?=[^\p{L}\p{M}'])")
 
