@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenizer import PATTERNS, FormatError, Tokenizer
+from tokenizer import PATTERNS, FormatError, Tokenizer, prepare
 
 TEXT = """The quick brown fox jumps over the lazy dog; the dog's been sleeping, 'twas 12345 o'clock.\n\n    def f(x):
         return x  # <mask> ....  Größe, naïve, façade. 中文文本没有空格，標點不同。
@@ -133,6 +133,20 @@ def test_normal_forms_leave_alone_what_is_no_text(data, form):
     tokenizer = Tokenizer.from_huggingface(content)
     text = unicodedata.normalize(form, data.decode("utf-8", "surrogateescape"))
     assert tokenizer.decode_bytes(tokenizer.encode(data)) == text.encode("utf-8", "surrogateescape")
+
+
+@given(data=st.data(), form=st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
+def test_normal_forms_of_many_marks(data, form):
+    marks = st.lists(st.sampled_from("\u0301\u0323\u0344\u0334\u3099\u0345\u0f73\u0f71"), max_size=9).map("".join)
+    runs = st.tuples(st.sampled_from("aéǟ\u0301"), marks, st.integers(1, 9)).map(lambda run: run[0] + run[1] * run[2])
+    text = "".join(data.draw(st.lists(runs, max_size=3)))
+    assert prepare.normalize(text.encode(), (form,)).decode() == unicodedata.normalize(form, text)
+
+
+def test_a_megabyte_of_marks_out_of_order():
+    """Quadratic work would take hours."""
+    text = "a" + "\u0301\u0323" * 250_000
+    assert prepare.normalize(text.encode(), ("NFD",)).decode() == "a" + "\u0323" * 250_000 + "\u0301" * 250_000
 
 
 def test_bytes_that_text_never_holds_may_lack_a_token():
