@@ -4,6 +4,7 @@ import pickle
 import random
 import threading
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenizer import DEFAULT_SPECIAL_TOKENS, PATTERNS, Tokenizer, naive, pretokenize
+from tokenizer import DEFAULT_SPECIAL_TOKENS, PATTERNS, AddedToken, Tokenizer, Vocabulary, naive, pretokenize
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TEXT = """The quick brown fox jumps over the lazy dog; the dog's been sleeping — 'twas 12345 o'clock, they'll say.
@@ -117,7 +118,7 @@ def test_more_pieces_than_the_cache_holds():
 
 @pytest.mark.parametrize(("last", "dtype"), [(256, np.uint16), (65535, np.uint16), (65536, np.uint32)])
 def test_ids_take_the_smallest_type_that_fits(last, dtype):
-    tokenizer = Tokenizer(Tokenizer.bytes().tokens, np.empty((0, 3)), {"<|last|>": last}, None)
+    tokenizer = Tokenizer(Vocabulary(Tokenizer.bytes().tokens, np.empty((0, 3)), {"<|last|>": AddedToken(last)}))
     ids = tokenizer.encode("a<|last|>", allowed_special="all")
     assert ids.dtype == dtype
     assert ids.tolist() == [97, last]
@@ -125,7 +126,7 @@ def test_ids_take_the_smallest_type_that_fits(last, dtype):
 
 def test_wide_vocabularies_encode_alike():
     narrow = Tokenizer.train(TEXT, 400, special_tokens=())
-    wide = Tokenizer(narrow.tokens, narrow.merges, {"<|far|>": 70_000}, narrow.pattern)
+    wide = Tokenizer(Vocabulary(narrow.tokens, narrow.merges, {"<|far|>": AddedToken(70_000)}, narrow.pattern))
     assert wide.encode(TEXT).dtype == np.uint32
     assert wide.encode(TEXT).tolist() == narrow.encode(TEXT).tolist()
     assert wide.decode(wide.encode(TEXT)) == TEXT
@@ -175,7 +176,7 @@ def test_ids_that_name_no_token_are_refused(ids, message):
 
 
 def test_ids_in_a_gap_are_refused():
-    tokenizer = Tokenizer({i: bytes([i]) for i in range(256)}, np.empty((0, 3)), {"<|far|>": 300}, None)
+    tokenizer = Tokenizer(Vocabulary(Tokenizer.bytes().tokens, np.empty((0, 3)), {"<|far|>": AddedToken(300)}))
     assert tokenizer.vocab_size == 301
     with pytest.raises(ValueError, match=r"id 299 at position 0 names no token.*gaps"):
         tokenizer.decode([299])
@@ -244,6 +245,24 @@ def test_special_tokens_as_tiktoken_reads_them(special, items, data):
     assert special.decode(expected) == text
 
 
+@given(items=st.lists(st.sampled_from(["<|a|>", "<|b|>", "é中", "é", "<|", "a", " "]), max_size=8), data=st.data())
+def test_what_is_refused_is_what_tiktoken_refuses(special, items, data):
+    tiktoken = pytest.importorskip("tiktoken", reason="tiktoken is in the bench extra")
+    names = ["<|a|>", "é中", "<|b|>"]  # none the beginning of another: of those tiktoken takes any
+    ours = Tokenizer(replace(special.vocabulary, added={name: special.vocabulary.added[name] for name in names}))
+    theirs = tiktoken.Encoding(**ours.to_tiktoken())
+    some = st.just("all") | st.sets(st.sampled_from([*names, "a", "nowhere"]))
+    policy = {"allowed_special": data.draw(some), "disallowed_special": data.draw(some)}
+    text = "".join(items)
+    try:
+        expected = theirs.encode(text, **policy)
+    except ValueError:
+        with pytest.raises(ValueError, match="pass allowed_special="):
+            ours.encode(text, **policy)
+        return
+    assert ours.encode(text, **policy).tolist() == expected
+
+
 def test_special_names_are_a_set_not_a_string(special):
     with pytest.raises(ValueError, match="set"):
         special.encode("a", allowed_special="<|a|>")
@@ -307,8 +326,11 @@ def test_hash_names_behaviour(tmp_path):
     assert Tokenizer.load(tmp_path).hash() == tokenizer.hash() == Tokenizer.train(TEXT, 300).hash()
     others = [Tokenizer.train(TEXT, 301), Tokenizer.train(TEXT, 300, "gpt2"), Tokenizer.bytes(),
               Tokenizer.train(TEXT, 300, special_tokens=("<|pad|>",)),
-              Tokenizer(tokenizer.tokens, tokenizer.merges[::-1].copy(), tokenizer.special_tokens, tokenizer.pattern)]
-    assert len({tokenizer.hash(), *(other.hash() for other in others)}) == 6
+              *(Tokenizer(replace(tokenizer.vocabulary, **change)) for change in (
+                  {"merges": tokenizer.merges[::-1]}, {"whole_pieces": True}, {"normalizer": ("NFC",)},
+                  {"prefix_space": True}, {"pattern": (r"\p{N}", PATTERNS["gpt4"])},
+                  {"added": {"<|pad|>": AddedToken(297, lstrip=True)}}))]
+    assert len({tokenizer.hash(), *(other.hash() for other in others)}) == 1 + len(others)
     assert tokenizer not in others
 
 

@@ -86,7 +86,8 @@ def test_inspect_shows_vocabulary_and_text(run, trained):
     assert "300 tokens, 41 merges" in shown
     for expected in ("<|pad|> 297", "Vocabulary by length", "Longest tokens", "The", "⏎", "⇥"):
         assert expected in shown
-    assert "x<|pad|>y" in run("inspect", "--text", "x<|pad|>y")[1].decode()
+    assert "x│<|pad|>│y│" in run("inspect", "--text", "x<|pad|>y")[1].decode()
+    assert "pattern         gpt4 " in shown
     assert "more" in run("inspect", "text", "--show", "3")[1].decode()
     assert run("inspect", "--tokenizer", "bytes", "--text", "")[0] == 0
 
@@ -103,6 +104,7 @@ def test_tokens_are_shown_in_visible_characters(token, shown):
     (["train"], b"", "at least one file"),
     (["train", "nowhere"], b"", "nowhere: No such file or directory"),
     (["train", "text", "--vocab-size", "9"], b"", "vocab_size 9 is too small"),
+    (["train", "text", "--out", "nowhere/x.json"], b"", "there is no folder nowhere"),
     (["train", "text", "--pattern", "gpt9"], b"", "unknown pattern 'gpt9'"),
     (["encode", "--tokenizer", "nowhere.json"], b"a", "nowhere.json: No such file or directory"),
     (["encode", "--tokenizer", "text"], b"a", "text, line 1, column 1"),

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from . import DEFAULT_SPECIAL_TOKENS, Tokenizer
+from . import DEFAULT_SPECIAL_TOKENS, PATTERNS, Tokenizer
 
 STDIN = Path("-")
 TokenizerPath = Annotated[Path, tyro.conf.arg(metavar="PATH", help="tokenizer.json, its folder, or bytes")]
@@ -46,7 +46,7 @@ def train(
         files: text files, read in blocks; "-" is standard input
         out: where tokenizer.json goes
         vocab_size: number of tokens, the 256 bytes and the special tokens included
-        pattern: how text is split: gpt2, gpt4, gpt4o, or a regular expression
+        pattern: how text is split: gpt2, gpt4, gpt4o, or a regular expression (files are then read whole)
         special_tokens: tokens that are read as a whole or not at all
         min_count: how often a pair must occur to become a token
     """
@@ -55,7 +55,9 @@ def train(
     texts = [read_input(file) if file == STDIN else file for file in files]
     for file in files:
         if file != STDIN:
-            file.open("rb").close()  # a missing file is found before the work begins
+            file.open("rb").close()  # a missing file is found before the work begins, and so is a missing folder
+    if not out.parent.is_dir():
+        raise ValueError(f"{out}: there is no folder {out.parent}")
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -158,11 +160,15 @@ def inspect(
 def describe_vocabulary(console: Console, tokenizer: Tokenizer, longest: int) -> None:
     """Size, special tokens, number of tokens by length, the longest tokens."""
     facts = Table.grid(padding=(0, 2))
+    patterns = (tokenizer.pattern,) if isinstance(tokenizer.pattern, str) else tokenizer.pattern or ()
+    names = {expression: name for name, expression in PATTERNS.items()}
+    added = len(tokenizer.vocabulary.added) - len(tokenizer.special_tokens)
     for name, value in {
         "kind": tokenizer.kind,
         "vocabulary": f"{tokenizer.vocab_size:,} tokens, {len(tokenizer.merges):,} merges",
-        "pattern": tokenizer.pattern or "none",
+        "pattern": "\n".join(names.get(pattern, pattern) for pattern in patterns) or "none",
         "special tokens": ", ".join(f"{name} {token}" for name, token in tokenizer.special_tokens.items()) or "none",
+        "added tokens": f"{added:,}" if added else "none",
         "hash": tokenizer.hash()[:16],
     }.items():
         facts.add_row(Text(name, style="bold"), Text(value))
@@ -185,18 +191,20 @@ def describe_vocabulary(console: Console, tokenizer: Tokenizer, longest: int) ->
 
 
 def describe_text(console: Console, tokenizer: Tokenizer, data: bytes, show: int) -> None:
-    """Compression, and the text with its tokens in alternating colours."""
+    """Compression, and the text with its tokens in alternating colours; with bars between them where there are none."""
     ids = tokenizer.encode(data, allowed_special="all")
     used = len(np.unique(ids))
     ratio = f", {len(data) / len(ids):.3f} bytes per token" if len(ids) else ""
     console.print(Text("Text", style="italic"))
     console.print(f"{len(data):,} bytes, {len(ids):,} tokens{ratio}, {used:,} different tokens", highlight=False)
     special = set(tokenizer.special_tokens.values())
+    bar = "" if console.is_terminal and console.color_system and not console.no_color else "│"
     coloured = Text()
     for i, token in enumerate(ids[:show].tolist()):
         style = "bold white on red" if token in special else STYLES[i % 2]
         shown = visible(tokenizer.token_bytes(token))
         coloured.append(shown, style=style)
+        coloured.append(bar)
         coloured.append("\n" * shown.count("⏎"))
     if len(ids) > show:
         coloured.append(f" … {len(ids) - show:,} more", style="dim")
@@ -240,7 +248,7 @@ def main(args: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         return 2
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`Tokenizer`: a vocabulary, its merges, its split pattern and its special tokens, and what one does with them.
+"""`Tokenizer`: what one does with a vocabulary.
 
 Special tokens are read as a whole or not at all: in training the text is cut at them, in encoding they
 count only where the caller allows them (tiktoken's rule: special text that is neither allowed nor waved
@@ -9,16 +9,15 @@ through is an error, since it may come from someone who should not be able to en
     <|unk|>          reserved. Every byte has a token, so encoding never meets an unknown and never makes this id;
                      it is there for data sets that mark removed text, and decodes to its own name
 
-Left out here: how merges are learned (train.py) and how files look (formats.py).
+Left out here: what a vocabulary is (vocabulary.py), how merges are learned (train.py), how files look (formats.py).
 """
 
 from __future__ import annotations
 
 import builtins
 import codecs
-import hashlib
-import json
 import os
+import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +28,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from . import formats, pretokenize
+from . import formats, prepare, pretokenize
 from .pretokenize import special_expression, to_bytes
+from .vocabulary import AddedToken, Vocabulary
 
 if TYPE_CHECKING:
     from .merge import Scratch, Tables
@@ -42,35 +42,19 @@ Ids = int | Sequence[int] | np.ndarray
 
 
 class Tokenizer:
-    """Byte-level BPE. Made by `train`, `bytes`, `load` or one of the `from_…` readers; never changed afterwards.
+    """Byte-level BPE. Made by `train`, `bytes`, `load`, one of the `from_…` readers, or from a `Vocabulary`; never
+    changed afterwards."""
 
-    `tokens` maps id to bytes and holds all 256 single bytes; `merges` is (M, 3) int64: left id, right id,
-    new id, in order of priority; `special_tokens` maps text to id. Raises `FormatError` when these contradict
-    each other, naming the token or merge.
-    """
-
-    def __init__(
-        self,
-        tokens: Mapping[int, bytes],
-        merges: np.ndarray,
-        special_tokens: Mapping[str, int],
-        pattern: str | None,
-        whole_pieces: bool = False,
-    ) -> None:
-        self.pattern = pretokenize.resolve(pattern)
-        self.merges = np.ascontiguousarray(merges, dtype=np.int64).reshape(-1, 3)
-        self.whole_pieces = whole_pieces
-        self._tokens = dict(tokens)
-        self._special_tokens = dict(sorted(special_tokens.items(), key=lambda item: item[1]))
-        formats.check(self._tokens, self.merges, self._special_tokens)
-
-        self.merges.flags.writeable = False
-        self.vocab_size = max([*self._tokens, *self._special_tokens.values()]) + 1
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._special_tokens = vocabulary.special_tokens()
+        self._missing = re.compile(b"[%b]" % re.escape(missing)) if (missing := vocabulary.missing_bytes()) else None
+        self.vocab_size = max([*vocabulary.tokens, *(token.id for token in vocabulary.added.values())]) + 1
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
         self._threads = threading.local()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer, (self._tokens, self.merges, self._special_tokens, self.pattern, self.whole_pieces)
+        return Tokenizer, (self.vocabulary,)
 
     # ---- makers ----
 
@@ -79,7 +63,7 @@ class Tokenizer:
         cls,
         texts: Text | os.PathLike | Iterable[Text | os.PathLike],
         vocab_size: int,
-        pattern: str | None = "gpt4",
+        pattern: str | Sequence[str] | None = "gpt4",
         special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS,
         min_count: int = 1,
         progress: Callable[[str, int, int], None] | None = None,
@@ -87,8 +71,10 @@ class Tokenizer:
         """Learn a vocabulary of at most `vocab_size` tokens: 256 bytes, merges, and last the special tokens.
 
         `texts` is a text, or an iterable of texts; each may be a str, bytes, or a path (`pathlib.Path`), whose file
-        is read in blocks and need not fit into memory. `pattern` is a name from `PATTERNS`, a regular expression, or
-        None for no cutting. The vocabulary is smaller than asked when no pair occurs `min_count` times any more.
+        is read in blocks and need not fit into memory. `pattern` is a name from `PATTERNS`, a regular expression,
+        several that cut one after another, or None for no cutting. With an expression of your own each text is read
+        whole, as nobody knows where it could be cut. The vocabulary is smaller than asked when no pair occurs
+        `min_count` times any more.
         `progress(what, done, total)` is called now and then; total is 0 where it is not known.
 
         The same texts give the same merges on every machine. Ties go as `naive.py` states.
@@ -106,18 +92,19 @@ class Tokenizer:
             )
         from . import train
 
-        merges = train.learn(texts, n_merges, pretokenize.resolve(pattern), special_tokens, min_count, progress)
+        resolved = pretokenize.resolve(pattern)
+        merges = train.learn(texts, n_merges, resolved, special_tokens, min_count, progress)
         tokens = {byte: bytes([byte]) for byte in range(256)}
         for left, right, new in merges.tolist():
             tokens[new] = tokens[left] + tokens[right]
-        return cls(tokens, merges, {name: len(tokens) + i for i, name in enumerate(special_tokens)}, pattern)
+        return cls(Vocabulary(tokens, merges, _numbered(special_tokens, len(tokens)), resolved))
 
     @classmethod
     def bytes(cls, special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS) -> Tokenizer:
         """The plain byte tokenizer: a byte's id is its value, special tokens follow from 256 on."""
         special_tokens = _checked_special(special_tokens)
         tokens = {byte: bytes([byte]) for byte in range(256)}
-        return cls(tokens, np.empty((0, 3)), {name: 256 + i for i, name in enumerate(special_tokens)}, None)
+        return cls(Vocabulary(tokens, np.empty((0, 3)), _numbered(special_tokens, 256)))
 
     # ---- what it is ----
 
@@ -129,7 +116,17 @@ class Tokenizer:
     @property
     def tokens(self) -> dict[int, builtins.bytes]:
         """Ordinary tokens, id to bytes (a copy)."""
-        return dict(self._tokens)
+        return dict(self.vocabulary.tokens)
+
+    @property
+    def merges(self) -> np.ndarray:
+        """(M, 3) int64, read-only: left id, right id, new id, in order of priority."""
+        return self.vocabulary.merges
+
+    @property
+    def pattern(self) -> pretokenize.Pattern:
+        """The regular expression that text is split by, several of them, or None."""
+        return self.vocabulary.pattern
 
     @property
     def special_tokens(self) -> dict[str, int]:
@@ -164,11 +161,7 @@ class Tokenizer:
 
     @cached_property
     def _hash(self) -> str:
-        digest = hashlib.sha256(json.dumps([self.pattern, self.whole_pieces, self._special_tokens]).encode())
-        for token, data in sorted(self._tokens.items()):
-            digest.update(b"%d %d " % (token, len(data)) + data)
-        digest.update(self.merges.astype("<i8").tobytes())
-        return digest.hexdigest()
+        return self.vocabulary.hash()
 
     def __len__(self) -> int:
         return self.vocab_size
@@ -180,8 +173,8 @@ class Tokenizer:
         return int(self.hash()[:15], 16)
 
     def __repr__(self) -> str:
-        names = {value: name for name, value in pretokenize.PATTERNS.items()}
-        pattern = names.get(self.pattern, self.pattern) if self.pattern else None
+        names: dict[Any, str] = {value: name for name, value in pretokenize.PATTERNS.items()}
+        pattern = names.get(self.pattern, self.pattern)
         return (f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size}, pattern={pattern!r}, "
                 f"special_tokens={self._special_tokens})")
 
@@ -202,7 +195,10 @@ class Tokenizer:
 
         >>> tokenizer.encode("one<|endoftext|>two", allowed_special={"<|endoftext|>"})
 
-        bytes that are not UTF-8 encode and decode without loss. In a str, lone surrogates become U+FFFD.
+        bytes that are not UTF-8 encode and decode without loss (ValueError where the vocabulary lacks the byte). In a
+        str, lone surrogates become U+FFFD. A vocabulary with a normalizer gives back the normalized text.
+
+        `allowed_special="all"` is what tokenizers' `encode(text, add_special_tokens=False)` does.
         """
         data = to_bytes(text)
         for argument in (allowed_special, disallowed_special):
@@ -210,18 +206,20 @@ class Tokenizer:
                 raise ValueError(f'expected "all" or a set of special tokens, got {argument!r}: pass {{{argument!r}}}')
         names = frozenset(self._special_tokens)
         allowed = names if allowed_special == "all" else names & frozenset(allowed_special)
-        disallowed = (names if disallowed_special == "all" else frozenset(disallowed_special)) - allowed
-        if disallowed and (found := special_expression(disallowed).search(data)):
-            raise ValueError(_special_message(found.group().decode(), found.start()))
-        if not allowed:
+        disallowed = names - allowed if disallowed_special == "all" else frozenset(disallowed_special)
+        forms, added = self.vocabulary.normalizer, self.vocabulary.added
+        if disallowed:
+            for form in (data, prepare.normalize(data, forms)) if forms else (data,):
+                if found := special_expression(disallowed).search(form):
+                    raise ValueError(_special_message(found.group().decode(), found.start()))
+        taken = {name: token for name, token in added.items() if name in allowed or not token.special}
+        if not taken and not forms:
             return self._encode_ordinary(data)
-        out = []
-        end = 0
-        for match in special_expression(allowed).finditer(data):
-            out.append(self._encode_ordinary(data[end:match.start()]))
-            out.append(np.array([self._special_tokens[match.group().decode()]], dtype=self.dtype))
-            end = match.end()
-        return np.concatenate([*out, self._encode_ordinary(data[end:])])
+        out = [
+            np.array([part], dtype=self.dtype) if isinstance(part, int) else self._encode_ordinary(part)
+            for part in prepare.stretches(data, taken, forms)
+        ]
+        return np.concatenate([np.empty(0, dtype=self.dtype), *out])
 
     def encode_batch(
         self,
@@ -247,7 +245,11 @@ class Tokenizer:
             return list(chain.from_iterable(pool.map(encode_some, shares)))
 
     def _encode_ordinary(self, data: builtins.bytes) -> np.ndarray:
-        if not len(self.merges) and not self.whole_pieces:
+        if self._missing and (missing := self._missing.search(data)):
+            raise ValueError(f"byte {data[missing.start()]:#04x} has no token in this vocabulary; UTF-8 never holds it")
+        if self.vocabulary.prefix_space and data and not data.startswith(b" "):
+            data = b" " + data
+        if not len(self.merges) and not self.vocabulary.whole_pieces:
             return self._tables.byte_ids.astype(self.dtype)[np.frombuffer(data, dtype=np.uint8)]
         if not hasattr(self._threads, "scratch"):
             self._threads.scratch = None
@@ -274,25 +276,12 @@ class Tokenizer:
                     scratch = merge.Scratch.make(2 * room, scratch.cache)
         return out[:n_out].copy(), scratch
 
-    def first_unreachable_token(self) -> int | None:
-        """The first token (in order of ids) whose own bytes do not merge to it, None where there is none.
-
-        Vocabularies learned by BPE have none: each token was the merge of a piece of text.
-        """
-        tokens = np.array(sorted(self._tokens))
-        data = b"".join(self._tokens[token] for token in tokens.tolist())
-        ends = np.cumsum([len(self._tokens[token]) for token in tokens.tolist()])
-        tables = self._tables._replace(whole_slots=np.empty(0, dtype=np.int64))
-        ids, _ = self._encode_pieces(data, [(0, ends)], tables, None)
-        same = ids[:len(tokens)] == tokens  # never shorter: at least one id a token
-        return None if same.all() else int(tokens[np.argmin(same)])
-
     @cached_property
     def _tables(self) -> Tables:
         from . import merge
 
-        names = {token: name.encode() for name, token in self._special_tokens.items()}
-        return merge.make_tables(self._tokens, self.merges, names, self.whole_pieces)
+        names = {token.id: name.encode() for name, token in self.vocabulary.added.items()}
+        return merge.make_tables(self.vocabulary.tokens, self.merges, names, self.vocabulary.whole_pieces)
 
     # ---- decoding ----
 
@@ -311,9 +300,9 @@ class Tokenizer:
         array = array.astype(np.int64)
         size, wrong = merge.measure(array, self._tables)
         if wrong >= 0:
-            n_tokens = len(self._tokens) + len(self._special_tokens)
+            gaps = self.vocab_size > len(self.vocabulary.tokens) + len(self.vocabulary.added)
             raise ValueError(f"id {given[wrong]} at position {wrong} names no token: ids go from 0 to "
-                             f"{self.vocab_size - 1}" + (", with gaps" if self.vocab_size > n_tokens else ""))
+                             f"{self.vocab_size - 1}" + (", with gaps" if gaps else ""))
         out = np.empty(size + merge.PADDING, dtype=np.uint8)
         merge.copy_tokens(array, self._tables, out)
         return out[:size].tobytes()
@@ -342,31 +331,31 @@ class Tokenizer:
     @classmethod
     def from_huggingface(cls, source: str | os.PathLike | Mapping[str, Any]) -> Tokenizer:
         """From a tokenizer.json (a path, or its parsed content)."""
-        return cls(**formats.read_huggingface(source))
+        return cls(formats.read_huggingface(source))
 
     def to_huggingface(self, path: str | os.PathLike | None = None) -> dict[str, Any]:
         """The content of tokenizer.json, written to `path` where one is given."""
-        return formats.write_huggingface(self, path)
+        return formats.write_huggingface(self.vocabulary, path)
 
     @classmethod
     def from_gpt2(cls, vocab_bpe: str | os.PathLike, encoder_json: str | os.PathLike) -> Tokenizer:
         """From GPT-2's vocab.bpe and encoder.json, which are also known as merges.txt and vocab.json."""
-        return cls(**formats.read_gpt2(vocab_bpe, encoder_json))
+        return cls(formats.read_gpt2(vocab_bpe, encoder_json))
 
     def to_gpt2(self, vocab_bpe: str | os.PathLike, encoder_json: str | os.PathLike) -> None:
         """Write vocab.bpe and encoder.json (or merges.txt and vocab.json). The pattern must be GPT-2's."""
-        formats.write_gpt2(self, vocab_bpe, encoder_json)
+        formats.write_gpt2(self.vocabulary, vocab_bpe, encoder_json)
 
     @classmethod
     def from_tiktoken(
         cls, source: Any, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None
     ) -> Tokenizer:
         """From a tiktoken rank file with its `pattern` and `special_tokens` (text to id), or a `tiktoken.Encoding`."""
-        return cls(**formats.read_tiktoken(source, pattern, special_tokens))
+        return cls(formats.read_tiktoken(source, pattern, special_tokens))
 
     def to_tiktoken(self, path: str | os.PathLike | None = None) -> dict[str, Any]:
         """The arguments of `tiktoken.Encoding(**…)`; the ranks are written to `path` where one is given."""
-        return formats.write_tiktoken(self, path)
+        return formats.write_tiktoken(self.vocabulary, path)
 
 
 class StreamDecoder:
@@ -400,6 +389,10 @@ def _checked_special(special_tokens: Sequence[str]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError(f"special_tokens holds a token twice: {special_tokens!r}")
     return names
+
+
+def _numbered(special_tokens: Sequence[str], first: int) -> dict[str, AddedToken]:
+    return {name: AddedToken(first + i) for i, name in enumerate(special_tokens)}
 
 
 def _special_message(name: str, position: int) -> str:

@@ -38,9 +38,9 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 class Tables(NamedTuple):
     """A vocabulary as the loops read it.
 
-    `byte_ids` (256,): id of each byte. `pair_keys`, `pair_values`: the hash table of merges. Token t is
-    blob[offsets[t]:offsets[t + 1]]. `whole_slots`: the hash table of tokens that stay whole where a piece is one;
-    empty where merges decide alone.
+    `byte_ids` (256,): id of each byte, -1 where it has none. `pair_keys`, `pair_values`: the hash table of merges.
+    Token t is blob[offsets[t]:offsets[t + 1]]. `whole_slots`: the hash table of tokens that stay whole where a piece is
+    one; empty where merges decide alone.
     """
 
     byte_ids: np.ndarray
@@ -81,7 +81,7 @@ def make_tables(
     lengths[list(everything)] = [len(data) for data in everything.values()]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     blob = np.frombuffer(b"".join([everything[token] for token in sorted(everything)] + [bytes(PADDING)]), np.uint8)
-    byte_ids = np.zeros(256, dtype=np.int64)
+    byte_ids = np.full(256, -1, dtype=np.int64)
     for token, data in tokens.items():
         if len(data) == 1:
             byte_ids[data[0]] = token
@@ -520,15 +520,15 @@ def copy_tokens(ids, tables, out):
 
 @kernel
 def find_merges(order, tables, scratch, merges):
-    """For tokens in order of rank, the two tokens of lower rank that each is made of, to merges (M, 3).
+    """For ranked tokens in order of length, the last two tokens that become it, to merges (M, 3): left, right, token.
 
-    Enters them into the table of pairs as it goes. Returns the place in `order` of the first token that is not made
-    of two, or M.
+    left and right are -1 where its bytes do not merge to it. Enters pairs into the table as it goes, by rank.
     """
     for i in range(order.size):
         token = order[i]
-        if merge_piece(tables.blob, tables.offsets[token], tables.offsets[token + 1], tables, scratch) != 2:
-            return i
-        merges[i, 0], merges[i, 1], merges[i, 2] = scratch.ids[0], scratch.ids[1], token
-        fill_pairs(merges[i:i + 1], i, tables)
-    return order.size
+        count = merge_piece(tables.blob, tables.offsets[token], tables.offsets[token + 1], tables, scratch)
+        merges[i, 0] = merges[i, 1] = -1
+        merges[i, 2] = token
+        if count == 2:
+            merges[i, 0], merges[i, 1] = scratch.ids[0], scratch.ids[1]
+            fill_pairs(merges[i:i + 1], token, tables)

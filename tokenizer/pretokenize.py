@@ -1,12 +1,16 @@
 """How text is cut into pieces before BPE: a merge never crosses a piece's edge.
 
-The three patterns in use are given in their published form, which `regex`, tiktoken and Hugging Face's
+The patterns in use are given in their published form, which `regex`, tiktoken and Hugging Face's
 tokenizers read alike; other spellings of the same rule are recognised and replaced by it.
 
 Bytes that are not UTF-8 pass through as symbols: each counts as one character that is neither letter, digit
 nor space (in Python's terms, the text is decoded with `surrogateescape`). Nothing is lost or replaced.
 
-A pattern of your own is read by `regex`; other engines may mean something else by the same expression (\\w, $).
+A pattern of your own is read by `regex`. Other engines mean something else by a good part of its syntax: to
+Oniguruma, which tokenizers uses, $ is the end of a line and {1,3}+ a repetition repeated. So `resolve` admits only
+what all of them read alike, and a tokenizer trained with it here encodes the same there.
+
+Several patterns cut one after another, each the pieces that the one before has left.
 
 `split` cuts with the `regex` package and is the definition; `piece_ends` gives the same cuts as numbers and uses the
 compiled scanners of scan.py where there is one.
@@ -18,7 +22,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -26,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import regex
 
+Pattern = str | tuple[str, ...] | None  # None: text is not cut
 Texts = str | bytes | os.PathLike | Iterable[str | bytes | os.PathLike]
 
 # GPT-2's, https://github.com/openai/gpt-2/blob/master/src/encoder.py
@@ -52,7 +57,11 @@ GPT4O = "|".join([
     r"\s+",
 ])
 
-PATTERNS = {"gpt2": GPT2, "gpt4": GPT4, "gpt4-tiktoken": GPT4_TIKTOKEN, "gpt4o": GPT4O}
+# Qwen's: GPT-4's, but each digit is a piece. SmolLM, StarCoder and Command-R cut digits out before GPT-2's pattern.
+QWEN2 = GPT4.replace(r"\p{N}{1,3}", r"\p{N}")
+DIGITS_GPT2 = (r"\p{N}", GPT2)
+
+PATTERNS = {"gpt2": GPT2, "gpt4": GPT4, "gpt4-tiktoken": GPT4_TIKTOKEN, "gpt4o": GPT4O, "qwen2": QWEN2}
 
 # Other names, and other spellings of the same rules.
 _GPT4_HEAD = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}"
@@ -68,9 +77,9 @@ SAME = {
 }
 
 # Patterns with a compiled scanner, and the scanner's number in scan.py.
-SCANNERS = {GPT2: 0, GPT4: 1, GPT4_TIKTOKEN: 2, GPT4O: 3}
+SCANNERS: dict[Pattern, int] = {GPT2: 0, GPT4: 1, GPT4_TIKTOKEN: 2, GPT4O: 3, QWEN2: 4, DIGITS_GPT2: 5}
 
-# All four end a piece after a letter that is followed by neither letter, mark nor apostrophe, whatever else stands
+# They all end a piece after a letter that is followed by neither letter, mark nor apostrophe, whatever else stands
 # around: here a text can be cut before it is known how it goes on. (?r) searches from the end.
 CUT = regex.compile(r"(?r)(?<=\p{L})(?=[^\p{L}\p{M}'])")
 
@@ -78,45 +87,83 @@ BLOCK_BYTES = 1 << 20
 BLOCK_PIECES = 1 << 14
 
 
-def resolve(pattern: str | None) -> str | None:
+# What every engine reads alike: escapes, a class without set operations, groups, repetitions, other characters.
+_ESCAPE = r"\\(?:[sSdDrntf]|[pP]\{\^?\w+\}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[^\w])"
+_PORTABLE = re.compile(
+    rf"{_ESCAPE}|\[\^?(?:{_ESCAPE}|(?!--|&&|\|\||~~)[^\[\]\\])+\]|\((?:\?(?:[:=!>]|<[=!]|i:)|(?!\?))|\)"
+    r"|[*+?][+?]?|\{(\d{1,4})(?:,(\d{0,4}))?\}(?![+?])|[^\\\[\](){}^$]"
+)
+MOST_REPETITIONS = 1_000_000  # all {n} multiplied, as if nested: `regex` unrolls them
+
+
+def resolve(pattern: str | Sequence[str] | None) -> Pattern:
     """The pattern's published form: a name from `PATTERNS`, a known spelling, or a regular expression of your own.
 
-    None means no cutting at all. Raises ValueError for what is neither a name nor a valid expression.
+    Several patterns cut one after another. None, or no pattern, means no cutting at all. Raises ValueError for what is
+    neither a name nor an expression that all engines read alike.
     """
-    if pattern is None:
-        return None
-    pattern = PATTERNS.get(pattern) or SAME.get(pattern) or pattern
-    if not pattern or pattern.replace("_", "").replace("-", "").isalnum():
-        raise ValueError(f"unknown pattern {pattern!r}: expected one of {', '.join(PATTERNS)} or a regular expression")
-    try:
-        regex.compile(pattern)
-    except regex.error as error:
-        raise ValueError(f"pattern is not a regular expression: {error} in {pattern!r}") from None
+    if pattern is None or isinstance(pattern, str):
+        return None if pattern is None else _resolve_one(pattern)
+    resolved = tuple(map(_resolve_one, pattern))
+    return resolved if len(resolved) > 1 else next(iter(resolved), None)
+
+
+def _resolve_one(pattern: str) -> str:
+    if pattern in PATTERNS or pattern in SAME:
+        return PATTERNS.get(pattern) or SAME[pattern]
+    if pattern not in PATTERNS.values():
+        if not pattern or pattern.replace("_", "").replace("-", "").isalnum():
+            names = ", ".join(PATTERNS)
+            raise ValueError(f"unknown pattern {pattern!r}: expected one of {names} or a regular expression")
+        check_portable(pattern)
     return pattern
 
 
-def split(data: bytes, pattern: str | None) -> Iterator[bytes]:
+def check_portable(pattern: str) -> None:
+    """Raise ValueError unless `pattern` is an expression that `regex`, Oniguruma and tiktoken's engine read alike."""
+    at, repetitions = 0, 1
+    while at < len(pattern):
+        part = _PORTABLE.match(pattern, at)
+        if part is None:
+            where = f"{pattern[at:at + 10]!r} at character {at}"
+            raise ValueError(f"pattern is not a regular expression that all engines read alike: {where}")
+        repetitions *= max(1, *(int(count or 1) for count in part.groups()))
+        at = part.end()
+    try:
+        if repetitions > MOST_REPETITIONS:
+            raise ValueError(f"pattern repeats {repetitions} times, more than {MOST_REPETITIONS}: {pattern!r}")
+        regex.compile(pattern)
+    except (regex.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"pattern is not a regular expression: {error} in {pattern!r}") from None
+
+
+def split(data: bytes, pattern: Pattern) -> Iterator[bytes]:
     """Cut bytes into pieces whose concatenation is `data`.
 
     What the pattern leaves unmatched between two matches is a piece as well, so nothing is ever dropped.
     """
-    if pattern is None:
-        if data:
-            yield data
-        return
-    text = data.decode("utf-8", "surrogateescape")
-    end = 0
-    for match in regex.finditer(pattern, text):
-        if match.start() > end:
-            yield text[end:match.start()].encode("utf-8", "surrogateescape")
-        if match.end() > match.start():
-            yield match.group().encode("utf-8", "surrogateescape")
-        end = match.end()
-    if end < len(text):
-        yield text[end:].encode("utf-8", "surrogateescape")
+    pieces = iter([data] if data else [])
+    for one in (pattern,) if isinstance(pattern, str) else pattern or ():
+        pieces = _split_each(pieces, one)
+    return pieces
 
 
-def piece_ends(data: bytes, pattern: str | None) -> Iterator[tuple[int, np.ndarray]]:
+def _split_each(pieces: Iterable[bytes], pattern: str) -> Iterator[bytes]:
+    expression = regex.compile(pattern)
+    for data in pieces:
+        text = data.decode("utf-8", "surrogateescape")
+        end = 0
+        for match in expression.finditer(text):
+            if match.start() > end:
+                yield text[end:match.start()].encode("utf-8", "surrogateescape")
+            if match.end() > match.start():
+                yield match.group().encode("utf-8", "surrogateescape")
+            end = match.end()
+        if end < len(text):
+            yield text[end:].encode("utf-8", "surrogateescape")
+
+
+def piece_ends(data: bytes, pattern: Pattern) -> Iterator[tuple[int, np.ndarray]]:
     """The pieces of `split` in blocks: (where the block's first piece begins, (n,) int64 where its pieces end).
 
     Each array is valid until the next is asked for.
@@ -143,7 +190,7 @@ def piece_ends(data: bytes, pattern: str | None) -> Iterator[tuple[int, np.ndarr
         start = int(ends[-1])
 
 
-def blocks(texts: Texts, pattern: str | None, special_tokens: Collection[str] = ()) -> Iterator[bytes]:
+def blocks(texts: Texts, pattern: Pattern, special_tokens: Collection[str] = ()) -> Iterator[bytes]:
     """The texts as stretches of bytes to be cut into pieces one by one; special tokens are left out.
 
     A text is a str, bytes, or a path. It is read in blocks of about a megabyte, and the pieces are those of the whole.

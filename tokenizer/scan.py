@@ -1,4 +1,4 @@
-"""The split patterns of GPT-2, GPT-4 and GPT-4o as scanners over UTF-8 bytes.
+"""The split patterns of GPT-2, GPT-4, GPT-4o and their kin as scanners over UTF-8 bytes.
 
 A regular expression engine tries alternatives and steps back; each of these patterns can be read forward, since the
 class of a piece's first one or two characters decides which alternative takes it. All that is needed of a
@@ -32,7 +32,7 @@ import regex
 from .jit import inline, kernel, load_word, trailing_zeros
 
 OTHER, SPACE, NEWLINE, DIGIT, UPPER, LOWER, LETTER, MARK, END = range(9)
-GPT2, GPT4, GPT4_TIKTOKEN, GPT4O = range(4)  # as in pretokenize.SCANNERS
+GPT2, GPT4, GPT4_TIKTOKEN, GPT4O, QWEN2, DIGITS_GPT2 = range(6)  # as in pretokenize.SCANNERS
 
 ONES = np.uint64(0x0101010101010101)
 
@@ -143,6 +143,7 @@ def white_space(data, i, classes, pattern):
     r"""The end of a piece of white space from byte i, by  \s*[\r\n]+|\s+(?!\S)|\s+  (GPT-2: without the first).
 
     Up to the last newline; else all but the last character, which the next piece may want; else that one.
+    Where digits are cut out first, white space before one is at an end.
     """
     last = after_newline = i
     end = i
@@ -156,9 +157,10 @@ def white_space(data, i, classes, pattern):
             after_newline = after
     if pattern == GPT4_TIKTOKEN and end == data.size:
         return end
-    if pattern != GPT2 and after_newline > i:
+    if pattern not in (GPT2, DIGITS_GPT2) and after_newline > i:
         return after_newline
-    return end if end == data.size or last == i else last
+    alone = end == data.size or last == i or (pattern == DIGITS_GPT2 and kind == DIGIT)
+    return end if alone else last
 
 
 @inline
@@ -188,15 +190,16 @@ def piece_end(data, i, pattern, classes):
     symbols = 1 << OTHER | 1 << MARK
     kind, after = character(data, i, classes)
     end = i
+    gpt2 = pattern in (GPT2, DIGITS_GPT2)
 
     # contractions, then words: one leading character that is no letter, digit or newline may come along
     if pattern != GPT4O:
-        end = contraction(data, i, pattern != GPT2)
+        end = contraction(data, i, not gpt2)
         if end > i:
             return end
         if (letters >> kind) & 1:
             return run(data, after, classes, letters)
-        if data[i] == 32 or (pattern != GPT2 and kind != DIGIT and kind != NEWLINE):
+        if data[i] == 32 or (not gpt2 and kind != DIGIT and kind != NEWLINE):
             end = run(data, after, classes, letters)
             if end > after:
                 return end
@@ -218,14 +221,14 @@ def piece_end(data, i, pattern, classes):
         if end > word:
             return contraction(data, end, True)
 
-    # numbers: any length with a leading space for GPT-2, else three digits at most
+    # numbers: any length with a leading space for GPT-2, else one digit, or three at most
     if pattern == GPT2:
         start = after if data[i] == 32 else i
         end = run(data, start, classes, 1 << DIGIT)
         if end > start:
             return end
     elif kind == DIGIT:
-        for _ in range(2):
+        for _ in range(0 if pattern in (QWEN2, DIGITS_GPT2) else 2):
             kind, following = character(data, after, classes)
             if kind != DIGIT:
                 break
@@ -236,7 +239,7 @@ def piece_end(data, i, pattern, classes):
     start = after if data[i] == 32 else i
     end = run(data, start, classes, symbols)
     if end > start:
-        if pattern != GPT2:
+        if not gpt2:
             while end < data.size and (data[end] == 10 or data[end] == 13 or (pattern == GPT4O and data[end] == 47)):
                 end += 1
         return end

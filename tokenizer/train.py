@@ -16,7 +16,7 @@ an entry comes to the top with a count that is out of date, it sinks to its plac
 Cost: 28 bytes of memory for each byte of *different* pieces, 40 for each pair; each place that is merged is touched
 once. Nothing depends on the number of threads or the order of a hash table.
 
-Left out: counting on several threads. One reads 150 MB a second, about what a disk delivers.
+Left out: counting on several threads (docs/decisions.md).
 
 The merges are those of Hugging Face's BpeTrainer with `initial_alphabet=ByteLevel.alphabet()` on the same pieces. The
 two can differ where special tokens occur in the text: there they are cut up like any text, here they are left out.
@@ -44,7 +44,7 @@ FIRST_PAIRS = 1 << 16  # room for pairs, to begin with
 def learn(
     texts: str | bytes | os.PathLike | Iterable[str | bytes | os.PathLike],
     n_merges: int,
-    pattern: str | None,
+    pattern: pretokenize.Pattern,
     special_tokens: Collection[str] = (),
     min_count: int = 1,
     progress: Progress | None = None,
@@ -99,7 +99,7 @@ class Counts:
 
 def count(
     texts: str | bytes | os.PathLike | Iterable[str | bytes | os.PathLike],
-    pattern: str | None,
+    pattern: pretokenize.Pattern,
     special_tokens: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Counts:

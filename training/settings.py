@@ -57,7 +57,7 @@ class TokenizerSettings:
     vocab_size: int = 1024
     """Tokens of a bpe vocabulary: 256 bytes, merges, special tokens."""
     pattern: str = "gpt4"
-    """How text is split before merging: gpt2, gpt4 or a regular expression."""
+    """How text is split before merging: gpt2, gpt4, gpt4o or a regular expression."""
     file: str = ""
     """Use this tokenizer.json instead of training one."""
 
