@@ -86,8 +86,8 @@ def _room_in_cgroups(root: Path) -> list[int]:
     """What each memory limit on the way from this process's control group to the top leaves: limit − use + caches.
 
     Version 2 has memory.max and memory.current in one tree, version 1 memory.limit_in_bytes and
-    memory.usage_in_bytes in a tree of its own (no limit is a number near 2**63). Inside a container the group's path may not exist there: its files then
-    are at the top.
+    memory.usage_in_bytes in a tree of its own (where no limit is a number near 2**63). Inside a container the group's
+    path may not exist there: its files then are at the top.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()

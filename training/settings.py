@@ -147,6 +147,12 @@ class Settings:
     """The run folder; empty: runs/default, or the next free name after it."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the run in --out, from its last checkpoint."""
+    plan: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Train nothing: measure this machine, and say what the run would take."""
+    fit: str = ""
+    """Train nothing: propose a model for this time, such as 30min or 1h30m, as a TOML file."""
+    given: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """The settings that were given a value, by the command line or a file."""
     model: Annotated[ModelSettings, Uniform] = field(default_factory=ModelSettings)
     tokenizer: Annotated[TokenizerSettings, Uniform] = field(default_factory=TokenizerSettings)
     data: Annotated[DataSettings, Uniform] = field(default_factory=DataSettings)
@@ -161,10 +167,10 @@ class Settings:
         """The five sections as plain values: what config.toml holds."""
         return {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
 
-    def to_toml(self) -> str:
+    def totoml_value(self) -> str:
         """The text of config.toml. TOML has no null: settings that are None are left out."""
         return "\n".join(
-            f"[{name}]\n" + "".join(f"{k} = {_toml(v)}\n" for k, v in values.items() if v is not None)
+            f"[{name}]\n" + "".join(f"{k} = {toml_value(v)}\n" for k, v in values.items() if v is not None)
             for name, values in self.sections().items()
         )
 
@@ -177,7 +183,8 @@ _KEYS = {f"{section}.{f.name}": f for section, kind in SECTIONS.items() for f in
 _BOOLEANS = {key for key, f in _KEYS.items() if isinstance(f.default, bool)}
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value as TOML spells it."""
     # A JSON string without \u escapes is a TOML string; floats and integers are spelled alike.
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else repr(value)
 
@@ -188,14 +195,17 @@ def parse_settings(argv: Sequence[str]) -> Settings:
     `--help` prints the settings and exits. Raises SettingsError, in one line, for unknown names (with a
     suggestion), values that don't fit, and combinations that make no sense.
     """
-    flags = checked_flags(argv, {*_KEYS, "config", "out", "resume", "data"}, _BOOLEANS)
+    flags = checked_flags(argv, {*_KEYS, "config", "out", "resume", "data", "plan", "fit"}, _BOOLEANS)
     first = parse(Settings, flags, "train.py")  # for --config, --out and --resume
     files = [run_to_resume(first.out) / "config.toml"] if first.resume else []
     files += [Path(first.config)] if first.config else []
-    behind = [flag for file in files for flag in _flags_of_toml(file)]
+    behind = [flag for file in files for flag in _flags_oftoml_value(file)]
     settings = parse(Settings, behind + flags, "train.py") if behind else first
     _check(settings)
-    return settings
+    names = {word[2:].partition("=")[0].replace("-", "_") for word in behind + flags if word.startswith("--")}
+    if "data" in names:
+        names.add("data.source")
+    return dataclasses.replace(settings, given=tuple(key for key in _KEYS if key in names))
 
 
 def run_to_resume(out: str) -> Path:
@@ -213,7 +223,7 @@ def newest_run(parent: Path, pattern: str = "*") -> Path | None:
     return max(runs, key=lambda run: run.stat().st_mtime, default=None)
 
 
-def _flags_of_toml(path: Path) -> list[str]:
+def _flags_oftoml_value(path: Path) -> list[str]:
     """A TOML file as the flags it stands for. Raises SettingsError that names the file and the key."""
     try:
         with open(path, "rb") as file:
