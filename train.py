@@ -10,7 +10,8 @@
 
 Leaves a run folder (see training/run.py) that generate.py writes from.
 
-Exit codes: 0 done (a plan, whatever it says, is done); 2 something to mend, told in one line; 130 (Ctrl-C) and 143 (SIGTERM) stopped, after saving.
+Exit codes: 0 done (a plan, whatever it says, is done); 2 something to mend, told in one line; 130 (Ctrl-C) and
+143 (SIGTERM) stopped, after saving.
 """
 
 import sys

@@ -139,11 +139,8 @@ def propose(settings: Settings, text: Text, width: int, operations: float) -> Se
     proposal = changed(proposal, model={"block_size": context, "dropout": dropout}, optim={"lr": lr})
     batch_tokens = max(1024, min(0.292 * operations**0.3271, tokens / 1000))
     batch_size = max(1, round(batch_tokens / proposal.model.block_size))
-    return changed(
-        proposal,
-        train={"batch_size": batch_size, "accumulation": 1},
-        optim={"min_lr": float(f"{proposal.optim.lr / 10:.1e}")},
-    )
+    min_lr = float(f"{proposal.optim.lr / 10:.1e}")
+    return changed(proposal, train={"batch_size": batch_size, "accumulation": 1}, optim={"min_lr": min_lr})
 
 
 def _at(table: dict[int, Any], x: float) -> Any:

@@ -167,7 +167,7 @@ class Settings:
         """The five sections as plain values: what config.toml holds."""
         return {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
 
-    def totoml_value(self) -> str:
+    def to_toml(self) -> str:
         """The text of config.toml. TOML has no null: settings that are None are left out."""
         return "\n".join(
             f"[{name}]\n" + "".join(f"{k} = {toml_value(v)}\n" for k, v in values.items() if v is not None)
@@ -199,7 +199,7 @@ def parse_settings(argv: Sequence[str]) -> Settings:
     first = parse(Settings, flags, "train.py")  # for --config, --out and --resume
     files = [run_to_resume(first.out) / "config.toml"] if first.resume else []
     files += [Path(first.config)] if first.config else []
-    behind = [flag for file in files for flag in _flags_oftoml_value(file)]
+    behind = [flag for file in files for flag in _flags_of_toml(file)]
     settings = parse(Settings, behind + flags, "train.py") if behind else first
     _check(settings)
     names = {word[2:].partition("=")[0].replace("-", "_") for word in behind + flags if word.startswith("--")}
@@ -223,7 +223,7 @@ def newest_run(parent: Path, pattern: str = "*") -> Path | None:
     return max(runs, key=lambda run: run.stat().st_mtime, default=None)
 
 
-def _flags_oftoml_value(path: Path) -> list[str]:
+def _flags_of_toml(path: Path) -> list[str]:
     """A TOML file as the flags it stands for. Raises SettingsError that names the file and the key."""
     try:
         with open(path, "rb") as file:
