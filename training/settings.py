@@ -23,6 +23,7 @@ import tyro
 from model.config import GPTConfig
 from training.cli import checked_flags, parse
 from training.errors import SettingsError, checked, suggestion
+from training.tensorboard import require_writer
 
 # The model that `python train.py` trains when told nothing: Llama style, small enough for minutes on two cores.
 MODEL_DEFAULTS = {
@@ -147,6 +148,8 @@ class Settings:
     """The run folder; empty: runs/default, or the next free name after it."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the run in --out, from its last checkpoint."""
+    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write event files for TensorBoard into the run folder, too."""
     plan: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Train nothing: measure this machine, and say what the run would take."""
     fit: str = ""
@@ -195,7 +198,7 @@ def parse_settings(argv: Sequence[str]) -> Settings:
     `--help` prints the settings and exits. Raises SettingsError, in one line, for unknown names (with a
     suggestion), values that don't fit, and combinations that make no sense.
     """
-    flags = checked_flags(argv, {*_KEYS, "config", "out", "resume", "data", "plan", "fit"}, _BOOLEANS)
+    flags = checked_flags(argv, {*_KEYS, "config", "out", "resume", "data", "tensorboard", "plan", "fit"}, _BOOLEANS)
     first = parse(Settings, flags, "train.py")  # for --config, --out and --resume
     files = [run_to_resume(first.out) / "config.toml"] if first.resume else []
     files += [Path(first.config)] if first.config else []
@@ -257,6 +260,8 @@ def _check(settings: Settings) -> None:
         if not holds:
             raise SettingsError(f"--{key} must be {what}, got {getattr(getattr(settings, section), name)}")
 
+    if settings.tensorboard:
+        require_writer()
     data, optim, train = settings.data, settings.optim, settings.train
     with checked():
         settings.gpt_config()
