@@ -4,12 +4,12 @@ import re
 
 from training.errors import SettingsError
 
-UNITS_SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+UNITS_SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "y": 31_557_600}
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
 
 
 def seconds(text: str) -> float:
-    """What a duration comes to: numbers with units, the largest unit first; s, min (or m), h, d.
+    """What a duration comes to: numbers with units, the largest unit first; s, min (or m), h, d, y.
 
     Raises SettingsError for anything else, and for nothing at all (0s).
     """
@@ -29,7 +29,7 @@ def seconds(text: str) -> float:
 
 
 def spoken(duration_seconds: float) -> str:
-    """A duration in its two largest units, rounded: 45 s, 12 min, 1 h 30 min, 3 d 4 h."""
+    """A duration in its two largest units, rounded: 45 s, 12 min, 1 h 30 min, 3 d 4 h, 5.5 y."""
     if duration_seconds < 99.5:
         return f"{duration_seconds:.1f} s" if duration_seconds < 9.95 else f"{duration_seconds:.0f} s"
     minutes = round(duration_seconds / 60)
@@ -42,4 +42,6 @@ def spoken(duration_seconds: float) -> str:
     if hours < 48:
         return f"{hours} h" + (f" {minutes} min" if minutes else "")
     days, hours = divmod(round(duration_seconds / 3600), 24)
-    return f"{days:,} d" + (f" {hours} h" if hours and days < 100 else "")
+    if days < 1000:
+        return f"{days} d" + (f" {hours} h" if hours and days < 100 else "")
+    return f"{duration_seconds / UNITS_SECONDS['y']:,.1f} y"

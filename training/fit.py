@@ -20,7 +20,7 @@ machine's peak and walking downhill. The rest follows from the width by what has
     learning rate  0.384 / C, at most 3e-3    5e-4 at 768 (Brown et al. 2020, table 2.1: 6e-4), 1e-3 at 384; that it
                                               goes down as 1 / C: Yang et al. 2022, arXiv:2203.03466
     batch          0.292 · C^0.327 tokens (C: operations; DeepSeek-AI 2024, arXiv:2401.02954, section 3.1), but no fewer
-                   than 1,000 steps unless the batch is down to 1,024 tokens
+                   than 1,000 steps unless the batch is down to 1,024 tokens; above 8,192 by accumulation
     dropout        0.1 where the text is read more than 4 times, 0.2 above 16
 
 A setting that is given on the command line or in a file stays as it is, and the others are chosen around it.
@@ -53,6 +53,7 @@ from training.settings import SECTIONS, Settings, toml_value
 
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 CONTEXTS = {0: 64, 128: 128, 256: 256, 640: 512, 1024: 1024}  # from this width on
+BUSY_TOKENS = 8192
 DROPOUTS = {0: 0.0, 4: 0.1, 16: 0.2}  # from so many epochs on
 SHARE_OF_EVALUATIONS = 0.05  # of the time, for evaluations and samples
 MOST_EVALUATIONS = 20
@@ -100,11 +101,9 @@ def downhill(settings: Settings, text: Text, budget_seconds: float, say: Callabl
     useful_seconds = budget_seconds - text.preparation_seconds - START_SECONDS
     operations = USUAL_UTILISATION * peak_flops(settings.train.precision) * max(1.0, useful_seconds)
     free = available_memory()
-    ladder = [p for width in WIDTHS if (p := propose(settings, text, width, operations))]
-    ladder = list({p.model: p for p in ladder}.values())  # one, where the width was given
-    ladder = [p for p in ladder if needed(p, text) <= SPARE * free] or ladder[:1]
-    if not ladder:
-        raise SettingsError("no model has the shape that was given; leave out --model.n_head, n_kv_head or n_embd")
+    widths = [settings.model.n_embd] if "model.n_embd" in settings.given else WIDTHS
+    ladder = [p for width in widths if (p := propose(settings, text, width, operations, free))]
+    ladder = [p for p in ladder if bytes_needed(p, text) <= SPARE * free] or ladder[:1]
 
     def guess(index: int) -> float:
         config = ladder[index].gpt_config(text.vocab_size)
@@ -121,16 +120,17 @@ def downhill(settings: Settings, text: Text, budget_seconds: float, say: Callabl
     return [measured[index] for index in sorted(measured)]
 
 
-def propose(settings: Settings, text: Text, width: int, operations: float) -> Settings | None:
+def propose(settings: Settings, text: Text, width: int, operations: float, free: int) -> Settings | None:
     """The settings for a width and about so many operations, but for the steps; None where they make no model."""
-    head_size = 32 if width < 256 else 64
-    shape = {"n_embd": width, "n_layer": max(4, width // 64), "n_head": width // head_size}
-    proposal = changed(settings, model=shape)
+    most_heads = width // (32 if width < 256 else 64)
+    kv_heads = settings.model.n_kv_head or 1
+    possible = [heads for heads in range(kv_heads, most_heads + 1, kv_heads) if width % (2 * heads) == 0]
+    n_head = max(possible, default=settings.model.n_head)
+    proposal = changed(settings, model={"n_embd": width, "n_layer": max(4, width // 64), "n_head": n_head})
     try:
         config = proposal.gpt_config(text.vocab_size)
     except ValueError:
         return None
-    width = config.n_embd  # it may have been given
     room = max(8, min(text.train_tokens // 8, text.val_tokens // 2))
     context = min(_at(CONTEXTS, width), 1 << int(math.log2(room)))
     tokens = operations / flops_per_token(config, context)
@@ -138,9 +138,16 @@ def propose(settings: Settings, text: Text, width: int, operations: float) -> Se
     dropout = _at(DROPOUTS, tokens / text.train_tokens)
     proposal = changed(proposal, model={"block_size": context, "dropout": dropout}, optim={"lr": lr})
     batch_tokens = max(1024, min(0.292 * operations**0.3271, tokens / 1000))
-    batch_size = max(1, round(batch_tokens / proposal.model.block_size))
+    # A batch of a few thousand tokens keeps the machine busy; what is more goes into accumulation.
+    accumulation = math.ceil(batch_tokens / BUSY_TOKENS)
+    batch_size = max(1, round(batch_tokens / accumulation / proposal.model.block_size))
     min_lr = float(f"{proposal.optim.lr / 10:.1e}")
-    return changed(proposal, train={"batch_size": batch_size, "accumulation": 1}, optim={"min_lr": min_lr})
+    while True:
+        train = {"batch_size": batch_size, "accumulation": accumulation}
+        proposal = changed(proposal, train=train, optim={"min_lr": min_lr})
+        if batch_size == 1 or bytes_needed(proposal, text) <= SPARE * free:
+            return proposal
+        batch_size, accumulation = -(-batch_size // 2), accumulation * 2
 
 
 def _at(table: dict[int, Any], x: float) -> Any:
@@ -148,7 +155,7 @@ def _at(table: dict[int, Any], x: float) -> Any:
     return table[max(key for key in table if key <= x)]
 
 
-def needed(proposal: Settings, text: Text) -> int:
+def bytes_needed(proposal: Settings, text: Text) -> int:
     """Bytes of memory."""
     train = proposal.train
     return memory(proposal.gpt_config(text.vocab_size), train.batch_size, train.accumulation).peak
@@ -177,8 +184,8 @@ def filled(proposal: Settings, text: Text, budget_seconds: float, free: int) -> 
         train={"steps": steps, "eval_interval": interval, "sample_interval": interval},
         optim={"warmup_steps": max(10, min(200, steps // 20))},
     )
-    bytes_needed = memory(config, proposal.train.batch_size, proposal.train.accumulation)
-    return Plan(proposal, config, text, bytes_needed, free, program, speed, peak_flops(train.precision))
+    needed = memory(config, proposal.train.batch_size, proposal.train.accumulation)
+    return Plan(proposal, config, text, needed, free, program, speed, peak_flops(train.precision))
 
 
 def changed(settings: Settings, **sections: dict[str, Any]) -> Settings:

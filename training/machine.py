@@ -74,7 +74,7 @@ def available_memory(root: Path = Path("/")) -> int:
 
     root   where /proc and /sys are looked for
     """
-    return min(psutil.virtual_memory().available, *_room_in_cgroups(root))
+    return min([psutil.virtual_memory().available, *_room_in_cgroups(root)])
 
 
 def resident_memory() -> int:

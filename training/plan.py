@@ -40,7 +40,8 @@ from training.settings import Settings, TokenizerSettings
 TOKENS_PER_PARAMETER = 20
 GOOD_EPOCHS = 4
 SAMPLE_BYTES = 4 << 20  # of a large corpus that are read
-LONGEST_STEP_SECONDS = 10.0  # of forward and backward, that a plan waits for
+LONGEST_BATCH_SECONDS = 5.0  # forward and backward, that a plan waits for
+SLOW_BATCH_SECONDS = 1.0  # from which on as little as possible is repeated
 USUAL_UTILISATION = 0.35  # of the peak; a guess, only to see whether a step would take too long
 START_SECONDS = 3.0  # to import the libraries, load the kernels, and draw the report at the end
 SPARE = 0.9  # the share of available memory that a measurement may take
@@ -262,13 +263,11 @@ def measure(config: GPTConfig, settings: Settings, free: int, budget_seconds: fl
     budget_seconds   about how long steps are repeated; a large model takes longer
     """
     train = settings.train
-    peak = peak_flops(train.precision)
 
     def is_possible(layers: int, batch_size: int) -> bool:
         part = dataclasses.replace(config, n_layer=layers)
-        work = flops_per_token(part) * batch_size * part.block_size
         return (
-            work / (USUAL_UTILISATION * peak) <= LONGEST_STEP_SECONDS
+            expected_seconds(part, batch_size, train.precision) <= LONGEST_BATCH_SECONDS
             and memory(part, batch_size, min(2, train.accumulation)).peak <= SPARE * free
         )
 
@@ -278,7 +277,7 @@ def measure(config: GPTConfig, settings: Settings, free: int, budget_seconds: fl
         if is_possible(layers, batch_size):
             break
     else:
-        seconds = flops_per_token(config) * train.batch_size * config.block_size / peak
+        seconds = USUAL_UTILISATION * expected_seconds(config, train.batch_size, train.precision)
         token = 4 * config.num_parameters() / read_bandwidth()
         return Speed(seconds, 0, seconds / train.batch_size / config.block_size / 3, token, "at best: from its FLOPs")
 
@@ -299,10 +298,19 @@ def measure(config: GPTConfig, settings: Settings, free: int, budget_seconds: fl
     return dataclasses.replace(at, how=how)
 
 
+def expected_seconds(config: GPTConfig, batch_size: int, precision: str) -> float:
+    """A guess at forward and backward of one batch."""
+    work = flops_per_token(config) * batch_size * config.block_size
+    return work / (USUAL_UTILISATION * peak_flops(precision))
+
+
 def measure_part(config: GPTConfig, settings: Settings, layers: int, batch_size: int, budget_seconds: float) -> Speed:
     """Build a model with so many blocks and time what a run does with it, by the functions that do it."""
-    train = dataclasses.replace(settings.train, batch_size=batch_size, accumulation=min(2, settings.train.accumulation))
-    model = GPT(dataclasses.replace(config, n_layer=layers))
+    config = dataclasses.replace(config, n_layer=layers)
+    slow = expected_seconds(config, batch_size, settings.train.precision) > SLOW_BATCH_SECONDS
+    accumulation = 1 if slow else min(2, settings.train.accumulation)
+    train = dataclasses.replace(settings.train, batch_size=batch_size, accumulation=accumulation)
+    model = GPT(config)
     optimizer = make_optimizer(model, settings.optim)
     rng = np.random.default_rng(0)
     ids = rng.integers(0, config.vocab_size, max(20 * config.block_size, EVALUATION_BATCH_TOKENS + 1), np.uint32)
@@ -321,8 +329,7 @@ def measure_part(config: GPTConfig, settings: Settings, layers: int, batch_size:
     optimizer.zero_grad()
 
     lengths = np.ones(config.vocab_size, np.int64)
-    scored = ids[: EVALUATION_BATCH_TOKENS + 1]
-    evaluate(model, scored, lengths, 0)
+    scored = ids[: (config.block_size if slow else EVALUATION_BATCH_TOKENS) + 1]
     evaluation_seconds, _ = typical_seconds(lambda: evaluate(model, scored, lengths, 0), budget_seconds / 10)
 
     model.eval()
@@ -342,13 +349,13 @@ def measure_part(config: GPTConfig, settings: Settings, layers: int, batch_size:
 
 
 def typical_seconds(work: Callable[[], object], budget_seconds: float) -> tuple[float, int]:
-    """(the mean time of `work`, how often it was done) over about `budget_seconds` and at least three times.
+    """(the mean time of `work`, how often it was done) over about `budget_seconds`, at least three times unless slow.
 
     The mean and not the median, as a run pays for every interruption; but the slowest tenth counts as much as what
     comes before it, since one long interruption in a few seconds says little.
     """
     times: list[float] = []
-    while len(times) < 3 or sum(times) < budget_seconds:
+    while sum(times) < budget_seconds or (len(times) < 3 and sum(times) < 4 * budget_seconds):
         began = time.perf_counter()
         work()
         times.append(time.perf_counter() - began)
@@ -381,7 +388,7 @@ def table(plan: Plan) -> Table:
     rows.add_row("  parameters", size(need.parameters), "float32")
     rows.add_row("  gradients", size(need.gradients), "float32")
     rows.add_row("  AdamW moments", size(need.moments), "float32")
-    shape = f"{train.batch_size} sequences of {config.block_size} tokens"
+    shape = f"{train.batch_size} sequence{'s' * (train.batch_size > 1)} of {config.block_size} tokens"
     rows.add_row("  activations", size(need.activations), shape)
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     rows.add_row("  at most", size(need.peak), f"at once, of {size(plan.free)} available: {verdict}")
@@ -389,7 +396,7 @@ def table(plan: Plan) -> Table:
 
     part("speed")
     rows.add_row("  machine", f"{amount(plan.peak)}FLOP/s", f"measured with {train.precision} products")
-    rows.add_row("  training", f"{plan.tokens_per_second:,.0f} tokens/s", speed.how)
+    rows.add_row("  training", f"{amount(plan.tokens_per_second)}tokens/s", speed.how)
     rows.add_row("  utilisation", f"{plan.utilisation:.0%}", "of the machine, by the FLOPs of the model")
 
     part("time")
@@ -408,11 +415,11 @@ def table(plan: Plan) -> Table:
     about = "" if text.exact else "about "
     rows.add_row("  corpus", f"{about}{amount(text.train_tokens)} tokens", f"for training, {amount(text.val_tokens)} "
                  f"for validation, of {size(text.total_bytes)} of text")  # fmt: skip
-    rows.add_row("  this run reads", f"{amount(plan.tokens)} tokens", f"{plan.epochs:.1f} epochs, "
-                 f"{plan.tokens / config.num_parameters():.1f} tokens a parameter")  # fmt: skip
+    rows.add_row("  this run reads", f"{amount(plan.tokens)} tokens", f"{plan.epochs:,.1f} epochs, "
+                 f"{plan.tokens / config.num_parameters():,.2g} tokens a parameter")  # fmt: skip
     wanted = TOKENS_PER_PARAMETER * config.num_parameters()
     rows.add_row("  Chinchilla", f"{amount(wanted)} tokens", f"{TOKENS_PER_PARAMETER} a parameter: "
-                 f"{wanted / text.train_tokens:.1f} epochs, {spoken(wanted / plan.tokens_per_second)}")  # fmt: skip
+                 f"{wanted / text.train_tokens:,.1f} epochs, {spoken(wanted / plan.tokens_per_second)}")  # fmt: skip
     return rows
 
 
@@ -429,7 +436,7 @@ def remarks(plan: Plan) -> Iterator[str]:
         yield "The text is shorter than a context: train.py will refuse it. Give more, or lower --model.block_size."
     elif plan.epochs > GOOD_EPOCHS:
         yield (
-            f"The text is read {plan.epochs:.0f} times; beyond {GOOD_EPOCHS} times repeats teach less "
+            f"The text is read {plan.epochs:,.0f} times; beyond {GOOD_EPOCHS} times repeats teach less "
             f"and less (Muennighoff et al. 2023): more text helps most, --model.dropout 0.1 or 0.2 a little."
         )
     if per_parameter < TOKENS_PER_PARAMETER / 4:
@@ -445,7 +452,7 @@ def amount(n: float) -> str:
         if n >= 0.9995 * unit:
             scaled = n / min(unit, 1e12) if unit != 1e4 else n / 1e3
             return f"{scaled:,.{2 if scaled < 10 else 1 if scaled < 100 else 0}f} {name}"
-    return f"{n:,.0f} "
+    return f"{n:,.0f} " if n >= 9.5 else f"{n:.2g} "
 
 
 def size(n_bytes: float) -> str:
