@@ -10,6 +10,7 @@ Each case is planned and then trained, in fresh processes, one right after the o
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -45,11 +46,9 @@ def main() -> int:
 def compare(case: str, seconds: float) -> None:
     """Plan, train, print."""
     flags = CASES[case]
-    step = run_worker([*flags, "--train.steps", "100"])["step_seconds"]
-    steps = max(5, int(seconds / step))
-    flags = [*flags, "--train.steps", str(steps), "--train.eval_interval", str(-(-steps // 3)),
-             "--train.sample_interval", str(-(-steps // 3))]  # fmt: skip
-    planned = run_worker(flags)
+    planned = run_worker(seconds, CASES[case])
+    flags = [*CASES[case], "--train.steps", str(planned["steps"]), "--train.eval_interval", str(planned["interval"]),
+             "--train.sample_interval", str(planned["interval"])]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         command = [sys.executable, "-c", _TRAIN, *flags, "--out", folder]
@@ -71,25 +70,30 @@ print(json.dumps({"megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrs
 """
 
 
-def run_worker(flags: list[str]) -> dict:
+def run_worker(seconds: float, flags: list[str]) -> dict:
     """What the plan for these flags says, from a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.plan", "--worker", *flags]
+    command = [sys.executable, "-m", "benchmarks.plan", "--worker", str(seconds), *flags]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def worker(flags: list[str]) -> None:
-    """Plan, and print what was found as JSON."""
+def worker(seconds: float, flags: list[str]) -> None:
+    """Plan a run of `seconds` of training, with two evaluations and samples, and print what was found as JSON."""
     from training.plan import make_plan
     from training.settings import parse_settings
 
     plan = make_plan(parse_settings(flags))
+    steps = max(6, int(seconds / plan.step_seconds))
+    interval = -(-steps // 2)
+    train = dataclasses.replace(plan.settings.train, steps=steps, eval_interval=interval, sample_interval=interval)
+    plan = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, train=train))
     print(json.dumps({
-        "step_seconds": plan.step_seconds, "seconds": plan.seconds, "tokens_per_step": plan.tokens_per_step,
-        "utilisation": plan.utilisation, "megabytes": (plan.program + plan.memory.peak) / 2**20,
+        "steps": steps, "interval": interval, "step_seconds": plan.step_seconds, "seconds": plan.seconds,
+        "tokens_per_step": plan.tokens_per_step, "utilisation": plan.utilisation,
+        "megabytes": (plan.program + plan.memory.peak) / 2**20,
     }))  # fmt: skip
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] != ["--worker"]:
         sys.exit("run this as: python -m benchmarks plan")
-    worker(sys.argv[2:])
+    worker(float(sys.argv[2]), sys.argv[3:])

@@ -293,15 +293,9 @@ def test_what_was_given_stays_as_it_is(monkeypatch):
     assert len(plans) == 1
     assert (best.config.n_embd, best.config.n_head, best.settings.train.batch_size) == (160, 5, 7)
     assert (best.settings.optim.lr, best.settings.optim.min_lr) == (0.01, 0.001)
-    for given in (
-        ["--model.n_kv_head", "4"],
-        ["--model.n_head", "3"],
-        ["--model.n_embd", "36"],
-        ["--model.n_layer", "2"],
-    ):
-        best, _ = proposals(monkeypatch, "--fit", "1h", *given)
-        name = given[0].removeprefix("--model.")
-        assert str(getattr(best.config, name)) == given[1]
+    for name, value in (("n_kv_head", 4), ("n_head", 3), ("n_embd", 40), ("n_layer", 2), ("block_size", 96)):
+        best, _ = proposals(monkeypatch, "--fit", "1h", f"--model.{name}", str(value))
+        assert getattr(best.config, name) == value
 
 
 def test_too_short_a_time_is_refused(monkeypatch):
