@@ -78,9 +78,11 @@ def run_worker(seconds: float, flags: list[str]) -> dict:
 
 def worker(seconds: float, flags: list[str]) -> None:
     """Plan a run of `seconds` of training, with two evaluations and samples, and print what was found as JSON."""
+    from autograd.kernels.memory import keep_freed_memory
     from training.plan import make_plan
     from training.settings import parse_settings
 
+    keep_freed_memory()  # as train.py does
     plan = make_plan(parse_settings(flags))
     steps = max(6, int(seconds / plan.step_seconds))
     interval = -(-steps // 2)

@@ -330,6 +330,8 @@ def measure_part(config: GPTConfig, settings: Settings, layers: int, batch_size:
 
     lengths = np.ones(config.vocab_size, np.int64)
     scored = ids[: (config.block_size if slow else EVALUATION_BATCH_TOKENS) + 1]
+    if not slow:
+        evaluate(model, scored, lengths, 0)  # touches fresh memory
     evaluation_seconds, _ = typical_seconds(lambda: evaluate(model, scored, lengths, 0), budget_seconds / 10)
 
     model.eval()
