@@ -31,7 +31,7 @@ def seconds(text: str) -> float:
 def spoken(duration_seconds: float) -> str:
     """A duration in its two largest units, rounded: 45 s, 12 min, 1 h 30 min, 3 d 4 h, 5.5 y."""
     if duration_seconds < 99.5:
-        return f"{duration_seconds:.1f} s" if duration_seconds < 9.95 else f"{duration_seconds:.0f} s"
+        return f"{duration_seconds:.2g} s" if duration_seconds < 9.95 else f"{duration_seconds:.0f} s"
     minutes = round(duration_seconds / 60)
     if minutes < 10:
         whole, rest = divmod(round(duration_seconds), 60)
