@@ -211,7 +211,7 @@ def reasons(best: Plan, plans: list[Plan]) -> list[str]:
     train = settings.train
     about = "" if text.exact else "about "
     lines = [
-        f"{spoken(seconds(settings.fit))} of this machine ({amount(best.peak)}FLOP/s in {train.precision}, "
+        f"{spoken(seconds(settings.fit))} of this machine ({amount(best.peak, 'FLOP/s')} in {train.precision}, "
         f"{size(best.free)} of memory) and {about}{amount(text.train_tokens)} tokens of text to train on.",
         "",
         f"{'width':>9}{'blocks':>8}{'parameters':>13}{'tokens/s':>11}{'tokens':>11}{'epochs':>9}{'loss':>9}",

@@ -397,8 +397,9 @@ def table(plan: Plan) -> Table:
     rows.add_row("  this program", size(plan.program), "besides")
 
     part("speed")
-    rows.add_row("  machine", f"{amount(plan.peak)}FLOP/s", f"measured with {train.precision} products")
-    rows.add_row("  training", f"{amount(plan.tokens_per_second)}tokens/s", speed.how)
+    rate = plan.tokens_per_second
+    rows.add_row("  machine", amount(plan.peak, "FLOP/s"), f"measured with {train.precision} products")
+    rows.add_row("  training", f"{rate:,.0f} tokens/s" if rate >= 10 else f"{rate:.2g} tokens/s", speed.how)
     rows.add_row("  utilisation", f"{plan.utilisation:.0%}", "of the machine, by the FLOPs of the model")
 
     part("time")
@@ -448,18 +449,18 @@ def remarks(plan: Plan) -> Iterator[str]:
         )
 
 
-def amount(n: float) -> str:
-    """A number in three digits: 950, 1.97 M, 13.1 G."""
-    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if n >= 0.9995 * unit:
-            scaled = n / min(unit, 1e12) if unit != 1e4 else n / 1e3
-            return f"{scaled:,.{2 if scaled < 10 else 1 if scaled < 100 else 0}f} {name}"
-    return f"{n:,.0f} " if n >= 9.5 else f"{n:.2g} "
+def amount(n: float, unit: str = "") -> str:
+    """A number in three digits, with a unit if there is one: 950, 1.97 M, 280 GFLOP/s."""
+    for factor, prefix, least in ((1e12, "T", 1e12), (1e9, "G", 1e9), (1e6, "M", 1e6), (1e3, "k", 1e4)):
+        if n >= 0.9995 * least:
+            digits = 2 if n < 10 * factor else 1 if n < 100 * factor else 0
+            return f"{n / factor:,.{digits}f} {prefix}{unit}"
+    return f"{n:,.0f} {unit}".rstrip() if n >= 9.5 else f"{n:.2g} {unit}".rstrip()
 
 
 def size(n_bytes: float) -> str:
     """Bytes, in three digits: 7.87 MB, 22.8 GB."""
-    return f"{amount(n_bytes)}B"
+    return amount(n_bytes, "B")
 
 
 def spoken_step(seconds: float) -> str:
