@@ -4,11 +4,14 @@
     python train.py --data story.txt --out runs/story
     python train.py --config configs/shakespeare_cpu.toml --data tinyshakespeare.txt --train.steps 500
     python train.py --resume --out runs/story                go on after a stop, a crash or a power cut
+    python train.py --plan                                   what would it take? memory, time, data
+    python train.py --fit 30min > fit.toml                   what can be trained in that time? then: --config fit.toml
     python train.py --help                                   every setting
 
 Leaves a run folder (see training/run.py) that generate.py writes from.
 
-Exit codes: 0 done; 2 something to mend, told in one line; 130 (Ctrl-C) and 143 (SIGTERM) stopped, after saving.
+Exit codes: 0 done (a plan, whatever it says, is done); 2 something to mend, told in one line; 130 (Ctrl-C) and
+143 (SIGTERM) stopped, after saving.
 """
 
 import sys
@@ -17,7 +20,9 @@ from autograd import matmul_precision
 from autograd.kernels.memory import keep_freed_memory
 from data import Corpus, tokenize
 from training.errors import one_line_errors
+from training.fit import print_proposal
 from training.loop import threads
+from training.plan import print_plan
 from training.run import Run
 from training.screen import Screen
 from training.settings import Settings, parse_settings
@@ -29,6 +34,9 @@ def main() -> int:
     keep_freed_memory()  # every step asks for the same arrays again
     with one_line_errors("train.py"):
         settings = parse_settings(sys.argv[1:])
+        if settings.plan or settings.fit:
+            print_proposal(settings) if settings.fit else print_plan(settings)
+            return 0
         with Screen(settings) as screen:
             return train(settings, screen)
     return 0

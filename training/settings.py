@@ -23,6 +23,7 @@ import tyro
 from model.config import GPTConfig
 from training.cli import checked_flags, parse
 from training.errors import SettingsError, checked, suggestion
+from training.tensorboard import require_writer
 
 # The model that `python train.py` trains when told nothing: Llama style, small enough for minutes on two cores.
 MODEL_DEFAULTS = {
@@ -147,6 +148,14 @@ class Settings:
     """The run folder; empty: runs/default, or the next free name after it."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the run in --out, from its last checkpoint."""
+    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write event files for TensorBoard into the run folder, too."""
+    plan: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Train nothing: measure this machine, and say what the run would take."""
+    fit: str = ""
+    """Train nothing: propose a model for this time, such as 30min or 1h30m, as a TOML file."""
+    given: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """The settings that were given a value, by the command line or a file."""
     model: Annotated[ModelSettings, Uniform] = field(default_factory=ModelSettings)
     tokenizer: Annotated[TokenizerSettings, Uniform] = field(default_factory=TokenizerSettings)
     data: Annotated[DataSettings, Uniform] = field(default_factory=DataSettings)
@@ -164,7 +173,7 @@ class Settings:
     def to_toml(self) -> str:
         """The text of config.toml. TOML has no null: settings that are None are left out."""
         return "\n".join(
-            f"[{name}]\n" + "".join(f"{k} = {_toml(v)}\n" for k, v in values.items() if v is not None)
+            f"[{name}]\n" + "".join(f"{k} = {toml_value(v)}\n" for k, v in values.items() if v is not None)
             for name, values in self.sections().items()
         )
 
@@ -177,7 +186,8 @@ _KEYS = {f"{section}.{f.name}": f for section, kind in SECTIONS.items() for f in
 _BOOLEANS = {key for key, f in _KEYS.items() if isinstance(f.default, bool)}
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value as TOML spells it."""
     # A JSON string without \u escapes is a TOML string; floats and integers are spelled alike.
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else repr(value)
 
@@ -188,14 +198,17 @@ def parse_settings(argv: Sequence[str]) -> Settings:
     `--help` prints the settings and exits. Raises SettingsError, in one line, for unknown names (with a
     suggestion), values that don't fit, and combinations that make no sense.
     """
-    flags = checked_flags(argv, {*_KEYS, "config", "out", "resume", "data"}, _BOOLEANS)
+    flags = checked_flags(argv, {*_KEYS, "config", "out", "resume", "data", "tensorboard", "plan", "fit"}, _BOOLEANS)
     first = parse(Settings, flags, "train.py")  # for --config, --out and --resume
     files = [run_to_resume(first.out) / "config.toml"] if first.resume else []
     files += [Path(first.config)] if first.config else []
     behind = [flag for file in files for flag in _flags_of_toml(file)]
     settings = parse(Settings, behind + flags, "train.py") if behind else first
     _check(settings)
-    return settings
+    names = {word[2:].partition("=")[0].replace("-", "_") for word in behind + flags if word.startswith("--")}
+    if "data" in names:
+        names.add("data.source")
+    return dataclasses.replace(settings, given=tuple(key for key in _KEYS if key in names))
 
 
 def run_to_resume(out: str) -> Path:
@@ -247,6 +260,8 @@ def _check(settings: Settings) -> None:
         if not holds:
             raise SettingsError(f"--{key} must be {what}, got {getattr(getattr(settings, section), name)}")
 
+    if settings.tensorboard:
+        require_writer()
     data, optim, train = settings.data, settings.optim, settings.train
     with checked():
         settings.gpt_config()

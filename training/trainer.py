@@ -16,12 +16,13 @@ from model import GPT
 from tokenizer import Tokenizer
 from training.errors import SettingsError, checked
 from training.loop import evaluate, learning_rate, make_optimizer, update, write_sample
-from training.metrics import MetricsLog, rewind
+from training.metrics import rewind
 from training.report import write_report
 from training.run import Run, describe, optimizer_arrays, restore, token_lengths
 from training.screen import Screen
 from training.settings import Settings
 from training.signals import StopRequest
+from training.tensorboard import log_opener
 
 
 class Trainer:
@@ -56,7 +57,8 @@ class Trainer:
             self.best_loss = checkpoint.state["best_loss"]
         for log in (run.metrics_file, run.samples_file):
             rewind(log, self.first_step)
-        self.metrics, self.samples = MetricsLog(run.metrics_file), MetricsLog(run.samples_file)
+        open_log = log_opener(run.folder, settings.tensorboard, screen.note)
+        self.metrics, self.samples = open_log(run.metrics_file), open_log(run.samples_file)
 
         self.summary = describe(self.model, tokenizer, tokens.manifest, len(self.train_ids), len(self.val_ids))
         for name, value in self.summary.items():
