@@ -1,11 +1,12 @@
 """metrics.jsonl: what a run measured, one JSON object a line.
 
     {"step": 1, "split": "train", "loss": …, "lr": …, "grad_norm": …, "tokens_per_second": …}
+    {"step": 20, "split": "layers", "layers": {"blocks.0.mlp.up": [|g|/|w|, |Δw|/|w|], …}}
     {"step": 250, "split": "val", "loss": …, "bits_per_byte": …, "tokens": …}
 
 A training line's loss belongs to the update that made `step`; it is measured before it. Losses are nats per
 token. Numbers are written with as many digits as tell them apart, so reading gives back the same bits; what is
-not finite is written as JavaScript spells it (NaN), which Python reads.
+not finite is written as JavaScript spells it (NaN), which Python reads. What "layers" tells is in layers.py.
 
 Samples go to samples.jsonl beside it: {"step": …, "text": …}.
 
@@ -65,7 +66,7 @@ def rewind(path: Path, step: int) -> None:
     aside = path.with_suffix(".part")
     with open(aside, "w", encoding="utf-8") as file:
         for entry in read_lines(path):
-            if entry["step"] < step or (entry["step"] == step and entry.get("split") == "train"):
+            if entry["step"] < step or (entry["step"] == step and entry.get("split") in ("train", "layers")):
                 file.write(json.dumps(entry) + "\n")
         file.flush()
         os.fsync(file.fileno())

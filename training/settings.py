@@ -128,6 +128,8 @@ class TrainSettings:
     """What samples go on from."""
     sample_temperature: float = 0.8
     """Of the samples."""
+    layer_interval: int = 20
+    """Steps between records of gradients and updates by layer; 0: never."""
     keep_checkpoints: int = 2
     """How many of the last checkpoints stay; the best one always does."""
     threads: int = 0
@@ -261,7 +263,7 @@ def _check(settings: Settings) -> None:
         require(f"optim.{name}", getattr(optim, name) >= 0, "at least 0")
     for name in ("steps", "batch_size", "accumulation", "keep_checkpoints"):
         require(f"train.{name}", getattr(train, name) >= 1, "at least 1")
-    for name in ("seed", "eval_interval", "eval_tokens", "sample_interval", "sample_tokens", "threads"):
+    for name in ("seed", "eval_interval", "eval_tokens", "sample_interval", "sample_tokens", "layer_interval", "threads"):
         require(f"train.{name}", getattr(train, name) >= 0, "at least 0")
     require("train.seed", train.seed < 2**63, "below 2**63")
     require("train.sample_temperature", train.sample_temperature >= 0, "at least 0")

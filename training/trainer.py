@@ -15,9 +15,10 @@ from data import Tokens, split
 from model import GPT
 from tokenizer import Tokenizer
 from training.errors import SettingsError, checked
+from training.layers import layer_ratios, weights_before
 from training.loop import evaluate, learning_rate, make_optimizer, update, write_sample
 from training.metrics import MetricsLog, rewind
-from training.report import write_report
+from training.report import Report
 from training.run import Run, describe, optimizer_arrays, restore, token_lengths
 from training.screen import Screen
 from training.settings import Settings
@@ -62,6 +63,10 @@ class Trainer:
         for name, value in self.summary.items():
             screen.note(f"{name.lower():<12}{value}")
         screen.note(f"{'run folder':<12}{run.folder}" + (f", from step {self.first_step}" if self.first_step else ""))
+        self.report = Report(
+            run.folder, settings, run.resumed, self.model, tokenizer, self.lengths, self.train_ids, self.val_ids,
+            self.summary, screen.note,
+        )  # fmt: skip
 
     def steps(self) -> Iterator[tuple[int, bool]]:
         """(step, is it the last) for each step that is left, a step being the number of updates made before it."""
@@ -72,6 +77,9 @@ class Trainer:
     def update(self, step: int) -> None:
         """Improve the weights once. Raises DivergenceError if loss or gradient is not finite."""
         settings = self.settings
+        self.report.refresh()
+        every = settings.train.layer_interval
+        before = weights_before(self.model) if every and (step + 1) % every == 0 else None
         began = time.perf_counter()
         lr = learning_rate(step, settings.optim, settings.train.steps)
         made = update(self.model, self.optimizer, self.train_ids, step, lr, settings.optim.clip, settings.train)
@@ -80,6 +88,8 @@ class Trainer:
             step=step + 1, split="train", loss=made.loss, lr=lr, grad_norm=made.grad_norm,
             tokens_per_second=self.screen.tokens_per_step / seconds,
         )  # fmt: skip
+        if before:
+            self.metrics.write(step=step + 1, split="layers", layers=layer_ratios(self.model, before))
         self.screen.step(step + 1, made.loss, lr, seconds)
 
     def save(self, step: int) -> None:
@@ -102,6 +112,7 @@ class Trainer:
             step=step, split="val", loss=scored.loss, bits_per_byte=scored.bits_per_byte, tokens=scored.tokens
         )
         self.screen.evaluation(step, scored.loss, scored.bits_per_byte, is_best)
+        self.report.evaluated()
         if is_best:
             self.best_loss = scored.loss
             self.run.checkpoints.mark_best(step, scored.loss)
@@ -112,12 +123,11 @@ class Trainer:
         text = write_sample(self.model, self.tokenizer, step, self.settings.train)
         self.samples.write(step=step, text=text)
         self.screen.sample(step, text)
+        self.report.sampled(step, text)
 
     def finish(self) -> None:
         """Close the logs and draw the report."""
         self.metrics.close()
         self.samples.close()
-        if self.best_loss is not None:
-            self.summary["Best validation loss"] = f"{self.best_loss:.4f} nats per token"
-        page = write_report(self.run.folder, self.summary)
-        self.screen.note(f"{'report':<12}{page}")
+        if page := self.report.finish():
+            self.screen.note(f"{'report':<12}{page}")

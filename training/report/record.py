@@ -1,0 +1,159 @@
+"""A run as it is on disk, read for a page: settings, logs as arrays, samples, and facts that are in no log.
+
+    config.toml    settings                 metrics.jsonl  losses and rates, ratios by layer
+    samples.jsonl  texts                    report.json    the model's shape, baselines, attention maps …
+
+Nothing here trusts a file: a value that is no number is read as NaN, a missing file as an empty one.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.errors import UserError
+from training.metrics import read_lines
+from training.settings import Settings, parse_settings
+
+TRAIN = ("step", "loss", "lr", "grad_norm", "tokens_per_second")
+VAL = ("step", "loss", "bits_per_byte")
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run left behind.
+
+    train, val   columns of numbers: what TRAIN and VAL name, each (N,) float64
+    ratios       layer → (N, 3): step, |g|/|w|, |Δw|/|w|
+    samples      {"step": …, "text": …}, in order
+    facts        of report.json; see `Facts` in live.py
+    """
+
+    folder: Path
+    settings: Settings
+    train: Columns
+    val: Columns
+    ratios: dict[str, np.ndarray]
+    samples: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name, for a heading."""
+        return self.folder.resolve().name or str(self.folder)
+
+    @property
+    def steps_done(self) -> int:
+        """Updates made so far."""
+        return int(self.train["step"][-1]) if len(self.train["step"]) else 0
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that an update reads."""
+        train = self.settings.train
+        return train.batch_size * train.accumulation * self.settings.model.block_size
+
+    @cached_property
+    def seconds(self) -> np.ndarray:
+        """Time spent in updates up to each training line, (N,)."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            each = self.tokens_per_step / self.train["tokens_per_second"]
+        return np.cumsum(np.where(np.isfinite(each), each, 0.0))
+
+    @property
+    def best(self) -> int | None:
+        """The evaluation with the lowest loss: its place in `val`; None where there is none."""
+        loss = np.where(np.isfinite(self.val["loss"]), self.val["loss"], np.inf)
+        return int(loss.argmin()) if np.isfinite(loss).any() else None
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of the held-out text: what nats per token have to do with bits per byte. NaN before an evaluation."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            each = self.val["loss"] / math.log(2) / self.val["bits_per_byte"]
+        each = each[np.isfinite(each)]
+        return float(each[-1]) if len(each) else math.nan
+
+    @property
+    def mfu_per_token_rate(self) -> float:
+        """What to multiply tokens per second by to get model FLOPs utilisation; NaN where that is not known."""
+        return _number(self.facts.get("flops_per_token")) / _number(self.facts.get("peak_flops"))
+
+    def changed_settings(self) -> set[str]:
+        """The settings that are not the defaults: {"optim.lr", …}."""
+        defaults = Settings().sections()
+        return {
+            f"{section}.{name}"
+            for section, values in self.settings.sections().items()
+            for name, value in values.items()
+            if value != defaults[section][name]
+        }
+
+
+def read_record(folder: Path) -> Record:
+    """Read a run folder. Raises UserError, in one line, where it holds no run or one with settings of no sense."""
+    if not folder.is_dir():
+        raise UserError(f"there is no run folder {folder}; give folders that train.py has written, such as runs/default")
+    config = folder / "config.toml"
+    if not config.is_file():
+        raise UserError(f"{folder} holds no run (no config.toml); give folders that train.py has written")
+    train: list[dict] = []
+    val: list[dict] = []
+    layers: list[dict] = []
+    kinds = {"train": train, "val": val, "layers": layers}
+    for entry in read_lines(folder / "metrics.jsonl"):
+        kinds.get(str(entry.get("split")), []).append(entry)
+    samples = [
+        {"step": sample["step"], "text": str(sample.get("text", ""))} for sample in read_lines(folder / "samples.jsonl")
+    ]
+    settings = parse_settings(["--config", str(config)])
+    return Record(folder, settings, _columns(train, TRAIN), _columns(val, VAL), _ratios(layers), samples, read_facts(folder))
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What report.json holds; nothing where there is none or it can't be read."""
+    try:
+        facts = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file aside and rename it: readers see the old one or the new one. Raises OSError."""
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        aside.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _columns(entries: Iterable[dict], names: Iterable[str]) -> Columns:
+    entries = [entry for entry in entries if math.isfinite(_number(entry["step"]))]
+    return {name: np.array([_number(entry.get(name)) for entry in entries], np.float64) for name in names}
+
+
+def _ratios(entries: Iterable[dict]) -> dict[str, np.ndarray]:
+    rows: dict[str, list[tuple[float, float, float]]] = {}
+    for entry in entries:
+        step, layers = _number(entry["step"]), entry.get("layers")
+        for layer, ratios in layers.items() if isinstance(layers, dict) else ():
+            if isinstance(ratios, list) and len(ratios) == 2:
+                rows.setdefault(layer, []).append((step, _number(ratios[0]), _number(ratios[1])))
+    return {layer: np.array(values) for layer, values in rows.items()}
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    return float(value) if abs(value) < 1e300 else math.copysign(math.inf, value)  # JSON's integers have no limit
+
+
