@@ -67,7 +67,7 @@ class Steps:
     @classmethod
     def up_to(cls, last: float, first: float = 0.0) -> "Steps":
         """From `first` to `last`."""
-        end = last if last > first else first + 1
+        end = last + 0.01 * (last - first) if last > first else first + 1  # room for a dot on the last step
         crosshair = themed(Span(dimension="height", line_width=1, line_alpha=0.6), line_color="dim")
         return cls(Range1d(first, end, bounds=(first, end)), crosshair)
 
@@ -138,6 +138,13 @@ def second_axis(chart: figure, label: str, factor: float, tick_format: str) -> N
     chart.add_layout(axis, "right")
 
 
+def marked_level(chart: figure, level: float, text: str) -> None:
+    """A dashed line across the chart, and what it stands for."""
+    chart.add_layout(themed(Span(location=level, dimension="width", line_dash="dashed"), line_color="base"))
+    label = Label(x=4, y=level, x_units="screen", text=text, text_font_size="11px", text_baseline="bottom")
+    chart.add_layout(themed(label, text_color="dim"))
+
+
 def value_at(steps: np.ndarray, known_steps: np.ndarray, values: np.ndarray) -> np.ndarray:
     """For each step the last known value, NaN before the first."""
     places = np.searchsorted(known_steps, steps, side="right") - 1
@@ -176,7 +183,13 @@ def loss_chart(record: Record, steps: Steps) -> figure:
     finite = np.isfinite(record.val["loss"])
     val_x, val, bits = (record.val[name][finite] for name in ("step", "loss", "bits_per_byte"))
 
-    low, high = limits(smoothed[kept], val, np.nanquantile(loss, [0.01, 0.99]) if np.isfinite(loss).any() else [])
+    usual = np.nanquantile(loss, [0.01, 0.99]) if np.isfinite(loss).any() else np.empty(0)
+    low, high = limits(smoothed[kept], val, usual)
+    levels = {
+        name: nats_per_token(bits_per_byte, record.bytes_per_token) for name, bits_per_byte in baseline_rows(record)
+    }
+    near = [level for level in levels.values() if abs(level - (low + high) / 2) < high - low]  # worth making room for
+    low, high = limits(smoothed[kept], val, usual, np.array(near))
     chart = base_chart(steps, "nats per token", height=380, y_range=(low, high))
     if len(x):
         source = ColumnDataSource({
@@ -199,17 +212,11 @@ def loss_chart(record: Record, steps: Steps) -> figure:
         themed(dots.glyph, fill_color="val", line_color="card")
         if not len(x):
             hover(chart, dots, [("step", "@x{0,0}"), ("validation", "@val{0.0000}"), ("bits per byte", "@bits{0.0000}")])
-    bytes_per_token = record.bytes_per_token
-    if math.isfinite(bytes_per_token):
-        for name, bits_per_byte in baseline_rows(record):
-            level = nats_per_token(bits_per_byte, bytes_per_token)
-            if low <= level <= high:
-                chart.add_layout(themed(Span(location=level, dimension="width", line_dash="dashed"), line_color="base"))
-                label = Label(
-                    x=4, y=level, x_units="screen", text=name, text_font_size="11px", text_baseline="bottom", y_offset=1
-                )
-                chart.add_layout(themed(label, text_color="base"))
-        second_axis(chart, "bits per byte", 1 / (math.log(2) * bytes_per_token), "0.0[0]")
+    for name, level in levels.items():
+        if low <= level <= high:
+            marked_level(chart, level, name)
+    if math.isfinite(record.bytes_per_token):
+        second_axis(chart, "bits per byte", 1 / nats_per_token(1, record.bytes_per_token), "0.0[0]")
     style_legend(chart)
     return chart
 
@@ -240,11 +247,7 @@ def gradient_chart(record: Record, steps: Steps) -> figure:
     line = chart.line("x", "smooth", source=source, line_width=2)
     themed(line.glyph, line_color="train")
     if clip:
-        chart.add_layout(themed(Span(location=clip, dimension="width", line_dash="dashed"), line_color="base"))
-        label = Label(
-            x=4, y=clip, x_units="screen", text=f"clipped to {clip:g}", text_font_size="11px", text_baseline="bottom"
-        )
-        chart.add_layout(themed(label, text_color="base"))
+        marked_level(chart, clip, f"clipped to {clip:g}")
     hover(chart, line, [("step", "@x{0,0}"), ("norm", "@norm{0.0000}"), ("smoothed", "@smooth{0.0000}")])
     return chart
 

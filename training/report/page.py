@@ -61,7 +61,7 @@ tr:last-child > * { border-bottom: 0 }
 .number { text-align: right; white-space: nowrap; padding-right: .2rem }
 td code, th code { font: .92em/1.4 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace }
 .changed { font-weight: 650; color: var(--ink) }
-.columns { columns: 19rem; column-gap: 2rem }
+.columns { columns: 13rem; column-gap: 2rem }
 .columns table { break-inside: avoid; margin-bottom: .9rem }
 caption { text-align: left; font-weight: 600; padding-bottom: .1rem }
 .wide { overflow-x: auto }
@@ -361,7 +361,7 @@ def settings_section(record: Record) -> str:
             for key, value in values.items()
         )
         tables.append(f"<table><caption>{escape(name)}</caption>{rows}</table>")
-    return section("Settings", f'<div class="columns">{"".join(tables)}</div>', "In bold: not the default.")
+    return section("Settings", f'<div class="columns">{"".join(tables)}</div>', "In bold: not the default.", "half")
 
 
 def setting_text(value: Any) -> str:
