@@ -134,7 +134,8 @@ def test_a_signal_saves_and_leaves(place, number, code):
     wait_for_lines(out / "metrics.jsonl", 10, process)
     process.send_signal(number)
     text, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (code, "")
+    name = signal.Signals(number).name
+    assert (process.returncode, err) == (code, f"{name}: saving after this step; once more ends the run at once\n")
     step = int(re.search(r"stopped and saved at step (\d+)", text)[1])
     assert losses(out)[-1][0] == step  # nothing done is lost
     assert (out / f"checkpoints/step-{step:08d}/complete.json").exists()

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import tyro
 
+from data.files import write_whole
 from training.cli import checked_flags, parse
 from training.errors import SettingsError, UserError, one_line_errors
 
@@ -43,17 +44,14 @@ def draw(arguments: Arguments) -> Path:
         raise SettingsError("expected run folders, got none; python -m training.report runs/default, or runs/*")
 
     from training.report.comparison import comparison_page  # Bokeh takes a second to import: mistakes are told before
+    from training.report.facts import with_facts
     from training.report.page import run_page, write_report
-    from training.report.record import read_record, write_whole
-    from training.report.recovery import complete_facts
+    from training.report.record import read_record
 
-    for folder in folders:
-        read_record(folder)
-    for folder in folders:
-        complete_facts(folder)
     if len(folders) == 1 and not arguments.out:
         return write_report(folders[0])
     records = [read_record(folder) for folder in folders]
+    records = [with_facts(record) for record in records]
     page = Path(arguments.out or "comparison.html")
     if page.is_dir():
         raise UserError(f"--out must be a file, got the folder {page}; name a file in it, such as {page / 'comparison.html'}")

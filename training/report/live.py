@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from data.files import write_whole
 from model import GPT
 from model.cost import flops_per_token
 from tokenizer import Tokenizer
 from training.machine import peak_flops
 from training.report.baselines import measure_baselines
 from training.report.facts import attention_facts
-from training.report.record import read_facts, read_record, write_whole
+from training.report.record import read_facts
 from training.settings import Settings
 
 SHARE_OF_TIME = 0.01

@@ -12,16 +12,19 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from bokeh.document import Document
 from bokeh.embed import components
 from bokeh.models import CustomJS
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
+from data.files import write_whole
 from model import GPTConfig
-from training.report.charts import baseline_rows, run_charts
+from training.report.charts import run_charts
+from training.report.facts import with_facts
 from training.report.picture import loss_picture
-from training.report.record import Record, read_record, write_whole
+from training.report.record import Record, read_record
 from training.report.thinning import MOST_POINTS, thin_list
 
 MOST_SAMPLES = 24
@@ -115,7 +118,7 @@ def write_report(folder: Path, live: bool = False) -> Path:
 
     Raises UserError where the folder holds no run, OSError where it can't be written.
     """
-    record = read_record(folder)
+    record = with_facts(read_record(folder))
     page = folder / "report.html"
     write_whole(page, run_page(record, live))
     if not live:
@@ -164,7 +167,8 @@ def document(title: str, body: Iterable[str], charts: Mapping[str, figure], scri
         drawn = f"<script>{bokeh_script()}</script>\n<script>{SCRIPT}\n{code}</script>\n"
     script = script.replace("RELOAD_SECONDS", str(RELOAD_SECONDS))
     script = f"<script>{'' if charts else 'let used = 0;'}{script}</script>" if script else ""
-    return f"{head}{text}\n</main>{drawn}{script}</body></html>\n"
+    page = f"{head}{text}\n</main>{drawn}{script}</body></html>\n"
+    return page.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON can spell, has no UTF-8
 
 
 @cache
@@ -279,10 +283,14 @@ def chart_sections(record: Record, charts: Mapping[str, figure]) -> list[str]:
     sections = [section(title, chart_place(name), note, width) for name, (title, note, width) in places.items() if name in charts]
     if not charts:
         sections.append(section("Loss", "", "Nothing has been logged yet."))
-    bad = record.train["step"][[not math.isfinite(loss) for loss in record.train["loss"].tolist()]]
+    if record.left_out:
+        which = "; ".join(f"{step:,}: {reason}" for step, reason in record.left_out[:12])
+        more = f"; and {len(record.left_out) - 12:,} more" if len(record.left_out) > 12 else ""
+        sections.insert(0, section("Steps left out", f'<div class="warn">{escape(which + more)}</div>'))
+    bad = record.train["step"][~np.isfinite(record.train["loss"])]
     if len(bad):
         which = ", ".join(f"{int(step):,}" for step in bad[:12]) + (" …" if len(bad) > 12 else "")
-        sections.insert(0, section("Not finite", f'<div class="warn">The loss is not finite at {len(bad):,} steps: {which}</div>'))
+        sections.insert(0, section("Not finite", f'<div class="warn">The loss at {len(bad):,} steps: {which}</div>'))
     return sections
 
 

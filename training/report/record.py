@@ -6,10 +6,8 @@
 Nothing here trusts a file: a value that is no number is read as NaN, a missing file as an empty one.
 """
 
-import json
 import math
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from data.files import read_json
 from training.errors import UserError
 from training.metrics import read_lines
 from training.settings import Settings, parse_settings
 
 TRAIN = ("step", "loss", "lr", "grad_norm", "tokens_per_second")
 VAL = ("step", "loss", "bits_per_byte")
+MOST_FACTS_BYTES = 1 << 22
 Columns = dict[str, np.ndarray]
 
 
@@ -33,7 +33,8 @@ class Record:
     train, val   columns of numbers: what TRAIN and VAL name, each (N,) float64
     ratios       layer → (N, 3): step, |g|/|w|, |Δw|/|w|
     samples      {"step": …, "text": …}, in order
-    facts        of report.json; see `Facts` in live.py
+    left_out     (step, why) of the updates that were not made (see recovery.py)
+    facts        of report.json (see facts.py)
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class Record:
     val: Columns
     ratios: dict[str, np.ndarray]
     samples: list[dict[str, Any]]
+    left_out: list[tuple[int, str]]
     facts: dict[str, Any]
 
     @property
@@ -113,31 +115,21 @@ def read_record(folder: Path) -> Record:
     samples = [
         {"step": sample["step"], "text": str(sample.get("text", ""))} for sample in read_lines(folder / "samples.jsonl")
     ]
-    settings = parse_settings(["--config", str(config)])
-    return Record(folder, settings, _columns(train, TRAIN), _columns(val, VAL), _ratios(layers), samples, read_facts(folder))
+    return Record(
+        folder, parse_settings(["--config", str(config)]), _columns(train, TRAIN), _columns(val, VAL), _ratios(layers),
+        samples, [(entry["step"], str(entry["skipped"])) for entry in train if "skipped" in entry], read_facts(folder),
+    )  # fmt: skip
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """What report.json holds; nothing where there is none or it can't be read."""
     try:
-        facts = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        return read_json(folder / "report.json", MOST_FACTS_BYTES)
     except (OSError, ValueError):
         return {}
-    return facts if isinstance(facts, dict) else {}
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file aside and rename it: readers see the old one or the new one. Raises OSError."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        aside.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _columns(entries: Iterable[dict], names: Iterable[str]) -> Columns:
-    entries = [entry for entry in entries if math.isfinite(_number(entry["step"]))]
+def _columns(entries: Sequence[dict], names: Iterable[str]) -> Columns:
     return {name: np.array([_number(entry.get(name)) for entry in entries], np.float64) for name in names}
 
 
