@@ -41,7 +41,7 @@ def layer_ratios(model: Module, before: Weights) -> dict[str, list[float | None]
         moved = sum_of_squares(_some(parameter) - old) * parameter.array.size / old.size
         layer = name.rpartition(".")[0] or name
         sums[layer] = sums.get(layer, 0.0) + np.array([weight, gradient, moved])
-    return {layer: [_ratio(gradient, weight), _ratio(moved, weight)] for layer, (weight, gradient, moved) in sums.items()}
+    return {layer: [_ratio(grad, weight), _ratio(moved, weight)] for layer, (weight, grad, moved) in sums.items()}
 
 
 def _some(parameter: Tensor) -> np.ndarray:

@@ -6,7 +6,6 @@
 Exit codes: 0 done; 2 something to mend, told in one line.
 """
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ class Arguments:
 
 def main() -> None:
     with one_line_errors("training.report"):
-        words = checked_flags(sys.argv[1:], [field.name for field in dataclasses.fields(Arguments) if field.name != "runs"])
+        words = checked_flags(sys.argv[1:], ["out"])
         print(f"report      {draw(parse(Arguments, words, PROGRAM))}")
 
 
@@ -54,7 +53,7 @@ def draw(arguments: Arguments) -> Path:
     records = [with_facts(record) for record in records]
     page = Path(arguments.out or "comparison.html")
     if page.is_dir():
-        raise UserError(f"--out must be a file, got the folder {page}; name a file in it, such as {page / 'comparison.html'}")
+        raise UserError(f"--out must be a file, got the folder {page}; name one in it, as {page / 'comparison.html'}")
     write_whole(page, run_page(records[0]) if len(records) == 1 else comparison_page(records))
     return page
 

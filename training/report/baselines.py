@@ -29,8 +29,9 @@ ORDERS = (0, 3)
 
 
 def measure_baselines(
-    tokenizer: Tokenizer, lengths: np.ndarray, train_ids: np.ndarray, val_ids: np.ndarray, block_size: int, max_tokens: int
-) -> dict[str, Any]:
+    tokenizer: Tokenizer, lengths: np.ndarray, train_ids: np.ndarray, val_ids: np.ndarray, block_size: int,
+    max_tokens: int,
+) -> dict[str, Any]:  # fmt: skip
     """Bits per byte of the baselines, on the tokens that an evaluation scores, with how many bytes were used.
 
     lengths      bytes of text behind each id, (V,); special tokens have none

@@ -22,7 +22,6 @@ from bokeh.models import (
     CustomJSTickFormatter,
     FixedTicker,
     HoverTool,
-    InlineStyleSheet,
     Label,
     LinearAxis,
     LinearColorMapper,
@@ -41,12 +40,6 @@ from training.report.thinning import smooth, thin
 
 MOST_COLUMNS = 300  # of a map of ratios over time
 SHORT = "0.[0]a"  # 12,500 → 12.5k
-
-# Tooltips lie in the shadow of their chart, where the page's own style does not reach.
-TOOLTIP_STYLE = """
-.bk-Tooltip { background-color: var(--card); color: var(--ink); border: 1px solid var(--line); border-radius: 6px;
-              font: 12px/1.45 var(--font); padding: 6px 9px; max-width: min(18rem, 70vw); opacity: 1 }
-"""
 
 AnyModel = TypeVar("AnyModel", bound=Model)
 
@@ -76,8 +69,7 @@ def base_chart(steps: Steps, y_label: str, height: int = 220, x_label: str = "st
     """An empty chart in the style of the page: drag to zoom, double-click (or double-tap) to see all."""
     chart = figure(
         height=height, sizing_mode="stretch_width", x_range=steps.x_range, toolbar_location=None, min_border=4,
-        background_fill_alpha=0, border_fill_alpha=0, outline_line_alpha=0, tools="", stylesheets=[
-            InlineStyleSheet(css=TOOLTIP_STYLE)], **options,
+        background_fill_alpha=0, border_fill_alpha=0, outline_line_alpha=0, tools="", **options,
     )  # fmt: skip
     zoom = BoxZoomTool(dimensions="width")
     themed(zoom.overlay, fill_color="train", line_color="train")
@@ -114,12 +106,12 @@ def style_legend(chart: figure) -> None:
         chart.add_layout(legend, "above")
 
 
-def hover(chart: figure, renderer: Any, rows: Sequence[tuple[str, str]], **options: Any) -> None:
-    """Read values at the pointer's step, from the source of one renderer."""
-    chart.add_tools(HoverTool(renderers=[renderer], tooltips=list(rows), mode="vline", line_policy="nearest", **options))
+def hover(chart: figure, renderer: Any, rows: Sequence[tuple[str, str]], mode: str = "vline", **options: Any) -> None:
+    """Read values at the pointer's step ("mouse": where it touches the line), from the source of one renderer."""
+    chart.add_tools(HoverTool(renderers=[renderer], tooltips=list(rows), mode=mode, line_policy="nearest", **options))
 
 
-def limits(*series: np.ndarray, margin: float = 0.06) -> tuple[float, float]:
+def limits(*series: np.ndarray | Sequence[float], margin: float = 0.06) -> tuple[float, float]:
     """The range of a vertical axis that holds the finite values of several series, with a margin."""
     values = np.concatenate([np.asarray(values, float).reshape(-1) for values in series])
     values = values[np.isfinite(values)]
@@ -138,10 +130,10 @@ def second_axis(chart: figure, label: str, factor: float, tick_format: str) -> N
     chart.add_layout(axis, "right")
 
 
-def marked_level(chart: figure, level: float, text: str) -> None:
-    """A dashed line across the chart, and what it stands for."""
+def marked_level(chart: figure, level: float, text: str, place: int = 0) -> None:
+    """A dashed line across the chart, and what it stands for; another `place` for each, levels can be near."""
     chart.add_layout(themed(Span(location=level, dimension="width", line_dash="dashed"), line_color="base"))
-    label = Label(x=4, y=level, x_units="screen", text=text, text_font_size="11px", text_baseline="bottom")
+    label = Label(x=4 + 90 * place, y=level, x_units="screen", text=text, text_font_size="11px", text_baseline="bottom")
     chart.add_layout(themed(label, text_color="dim"))
 
 
@@ -211,10 +203,10 @@ def loss_chart(record: Record, steps: Steps) -> figure:
         themed(line.glyph, line_color="val")
         themed(dots.glyph, fill_color="val", line_color="card")
         if not len(x):
-            hover(chart, dots, [("step", "@x{0,0}"), ("validation", "@val{0.0000}"), ("bits per byte", "@bits{0.0000}")])
-    for name, level in levels.items():
-        if low <= level <= high:
-            marked_level(chart, level, name)
+            rows = [("step", "@x{0,0}"), ("validation", "@val{0.0000}"), ("bits per byte", "@bits{0.0000}")]
+            hover(chart, dots, rows)
+    for place, (name, level) in enumerate((name, level) for name, level in levels.items() if low <= level <= high):
+        marked_level(chart, level, name, place)
     if math.isfinite(record.bytes_per_token):
         second_axis(chart, "bits per byte", 1 / nats_per_token(1, record.bytes_per_token), "0.0[0]")
     style_legend(chart)
@@ -341,13 +333,14 @@ def baseline_chart(record: Record) -> figure:
     chart = figure(
         height=40 + 34 * len(rows), sizing_mode="stretch_width", y_range=names, toolbar_location=None, tools="",
         x_range=Range1d(0, max(bits for _, bits, _ in rows) * 1.18), min_border=4, background_fill_alpha=0,
-        border_fill_alpha=0, outline_line_alpha=0, stylesheets=[InlineStyleSheet(css=TOOLTIP_STYLE)],
+        border_fill_alpha=0, outline_line_alpha=0,
     )  # fmt: skip
     for name, bits, colour in rows:
         source = ColumnDataSource({"name": [name], "bits": [bits], "text": [f"{bits:.3f}"]})
         bar = chart.hbar("name", right="bits", height=0.62, source=source, line_alpha=0)
         themed(bar.glyph, fill_color=colour)
-        text = chart.text("bits", "name", "text", source=source, x_offset=6, text_baseline="middle", text_font_size="12px")
+        text = chart.text("bits", "name", "text", source=source, x_offset=6, text_baseline="middle")
+        text.glyph.text_font_size = "12px"
         themed(text.glyph, text_color="ink")
         chart.add_tools(HoverTool(renderers=[bar], tooltips=[("", "@name"), ("bits per byte", "@bits{0.0000}")]))
     for axis in chart.axis:
@@ -394,9 +387,7 @@ def attention_map(attention: Mapping[str, Any]) -> figure:
         "$index": "return `${JSON.stringify(tokens[to])} (${to})`",
         "@image": "return to > from ? 'hidden: it comes later' : ((value / 255) ** 2 * 100).toFixed(1) + '\u202f%'",
     }
-    chart.add_tools(HoverTool(
-        renderers=[drawn],
-        tooltips=[("", "$x{custom}"), ("token", "$y{custom}"), ("looks at", "$index{custom}"), ("with", "@image{custom}")],
-        formatters={key: CustomJSHover(args=args, code=place + code) for key, code in read.items()},
-    ))  # fmt: skip
+    rows = [("", "$x{custom}"), ("token", "$y{custom}"), ("looks at", "$index{custom}"), ("with", "@image{custom}")]
+    formatters = {key: CustomJSHover(args=args, code=place + code) for key, code in read.items()}
+    chart.add_tools(HoverTool(renderers=[drawn], tooltips=rows, formatters=formatters))
     return chart

@@ -6,7 +6,6 @@ are ranked, and drawn against tokens read and against time, by bits per byte.
 
 import math
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -14,49 +13,31 @@ from bokeh.models import ColumnDataSource, NumeralTickFormatter
 from bokeh.palettes import Category10_10
 from bokeh.plotting import figure
 
-from training.report.charts import (
-    SHORT,
-    Steps,
-    base_chart,
-    baseline_rows,
-    hover,
-    limits,
-    marked_level,
-    themed,
-)
-from training.report.page import (
-    chart_place,
-    document,
-    duration,
-    heading,
-    model_config,
-    section,
-    setting_text,
-    short_number,
-    typical_rate,
-)
+from training.report.charts import SHORT, Steps, base_chart, baseline_rows, hover, limits, marked_level, themed
+from training.report.html import chart_place, document, foldable, heading, paragraph, section, table
+from training.report.page import duration, model_config, setting_text, short_number, shortened, typical_rate
 from training.report.record import Record
 from training.report.thinning import smooth, thin
 
-DASHES = ("solid", "dashed", "dotted", "dotdash")
+DASHES = ("solid", "dashed", "dotted", "dotdash")  # with ten colours, forty lines that differ
+Runs = Sequence[tuple[str, Record]]
 
 
 def comparison_page(records: Sequence[Record]) -> str:
     """The page of several runs, the best first."""
-    names = run_names([record.folder for record in records])
-    order = sorted(range(len(records)), key=lambda i: best_bits(records[i]))
-    runs = [(names[i], records[i]) for i in order]
+    named = zip(run_names([record.folder for record in records]), records, strict=True)
+    runs = sorted(named, key=lambda run: best_bits(run[1]))
     charts = comparison_charts(runs)
-    titles = {
-        "tokens": ("Validation, by tokens read", "Point at a line to read it, click on a name to hide it."),
-        "time": ("Validation, by time in updates", "How fast a run got there on its machine."),
-        "train": ("Training loss, smoothed", "In nats per token: comparable where the tokenizer is the same."),
-    }
+    titles = (
+        ("tokens", "Validation by tokens read", "Point at a line (or tap it) to read it; a click on a name hides it."),
+        ("time", "Validation by time in updates", "How fast a run got there, on its machine."),
+        ("train", "Training loss, smoothed", "In nats per token: comparable where the tokenizer is the same."),
+    )
     body = [
         heading("Comparison", f"{len(runs)} runs"),
         '<div class="board">',
         section("Runs", runs_table(runs), same_text(runs)),
-        *(section(title, chart_place(key), note, "half") for key, (title, note) in titles.items() if key in charts),
+        *(section(title, chart_place(name), note, "half") for name, title, note in titles if name in charts),
         section("Settings that differ", settings_table(runs), "", "half" if "train" in charts else ""),
         section("Last samples", samples_html(runs)),
         "</div>",
@@ -67,10 +48,11 @@ def comparison_page(records: Sequence[Record]) -> str:
 def run_names(folders: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that tell the folders apart."""
     parts = [folder.resolve().parts for folder in folders]
-    for n in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-n:]) for part in parts]
+    names = [part[-1] for part in parts]
+    for n in range(2, max(map(len, parts)) + 1):
         if len(set(names)) == len(names):
             break
+        names = ["/".join(part[-n:]) for part in parts]
     return names
 
 
@@ -79,73 +61,75 @@ def best_bits(record: Record) -> float:
     return float(record.val["bits_per_byte"][record.best]) if record.best is not None else math.inf
 
 
-def same_text(runs: Sequence[tuple[str, Record]]) -> str:
+def same_text(runs: Runs) -> str:
     """Whether bits per byte compare."""
-    sources = {(r.settings.data.source, r.settings.data.val_fraction) for _, r in runs}
-    if len(sources) == 1:
+    data = {(record.settings.data.source, record.settings.data.val_fraction) for _, record in runs}
+    if len(data) == 1:
         return "All were scored on the same text: bits per byte compare."
-    return "Not all were scored on the same text: compare bits per byte only where data.source and data.val_fraction agree."
+    return "Not all were scored on the same text: bits per byte compare only between runs with the same [data]."
 
 
-def colour(i: int) -> tuple[str, str]:
-    """Colour and dash of the i-th line: forty differ."""
-    return Category10_10[i % 10], DASHES[i // 10 % len(DASHES)]
-
-
-def comparison_charts(runs: Sequence[tuple[str, Record]]) -> dict[str, figure]:
+def comparison_charts(runs: Runs) -> dict[str, figure]:
     """Validation against tokens and against time, and training against steps; what there are data for."""
     charts = {}
-    scored = [(i, name, record) for i, (name, record) in enumerate(runs) if record.best is not None]
-    if scored:
-        levels = {baseline for _, _, record in scored for baseline in baseline_rows(record)}
-        for key, label, unit in (("tokens", "tokens read", 1), ("time", "minutes", 60)):
-            xs = {}
-            for i, _, record in scored:
-                by_tokens = record.val["step"] * record.tokens_per_step
-                by_time = np.interp(record.val["step"], record.train["step"], record.seconds) if len(record.seconds) else by_tokens * 0
-                xs[i] = (by_tokens if key == "tokens" else by_time) / unit
-            chart = base_chart(
-                Steps.up_to(max(float(x.max()) for x in xs.values())), "bits per byte", height=330, x_label=label,
-                y_range=limits(*(record.val["bits_per_byte"] for _, _, record in scored)),
-            )  # fmt: skip
-            for i, name, record in scored:
-                line_of(chart, i, name, xs[i], record.val["bits_per_byte"], label, "bits per byte", dots=True)
-            shown = [(name, bits) for name, bits in levels if chart.y_range.start <= bits <= chart.y_range.end]
-            for name, bits in shown if len(levels) <= 3 else ():  # the runs share their text
-                marked_level(chart, bits, name)
-            chart.xaxis.formatter = NumeralTickFormatter(format=SHORT if key == "tokens" else "0.[0]")
-            legend_below(chart)
-            charts[key] = chart
-    trained = [(i, name, record) for i, (name, record) in enumerate(runs) if np.isfinite(record.train["loss"]).any()]
-    if trained:
-        lines = {i: smooth(record.train["loss"]) for i, _, record in trained}
-        chart = base_chart(
-            Steps.up_to(max(record.steps_done for _, _, record in trained)), "nats per token", height=330,
-            y_range=limits(*lines.values()),
-        )  # fmt: skip
-        for i, name, record in trained:
+    if any(record.best is not None for _, record in runs):
+        tokens = [record.val["step"] * record.tokens_per_step for _, record in runs]
+        charts["tokens"] = validation_chart(runs, tokens, "tokens read", SHORT)
+        minutes = [seconds_at(record, record.val["step"]) / 60 for _, record in runs]
+        charts["time"] = validation_chart(runs, minutes, "minutes", "0.[0]")
+    if any(np.isfinite(record.train["loss"]).any() for _, record in runs):
+        lines = [smooth(record.train["loss"]) for _, record in runs]
+        last = max(record.steps_done for _, record in runs)
+        chart = base_chart(Steps.up_to(last), "nats per token", height=330, y_range=limits(*lines))
+        for i, (name, record) in enumerate(runs):
             kept = thin(lines[i])
-            line_of(chart, i, name, record.train["step"][kept], lines[i][kept], "step", "nats per token")
-        legend_below(chart)
+            run_line(chart, i, name, record.train["step"][kept], lines[i][kept], "step", "nats per token")
+        names_below(chart)
         charts["train"] = chart
     return charts
 
 
-def line_of(
+def validation_chart(runs: Runs, xs: Sequence[np.ndarray], x_label: str, x_format: str) -> figure:
+    """Bits per byte of every run, with a dot for each evaluation, and the baselines where all have the same."""
+    bits = [record.val["bits_per_byte"] for _, record in runs]
+    last = max(float(x.max()) for x in xs if len(x))
+    chart = base_chart(
+        Steps.up_to(last), "bits per byte", height=330, x_label=x_label, y_range=(low_high := limits(*bits))
+    )
+    for i, (name, _) in enumerate(runs):
+        run_line(chart, i, name, xs[i], bits[i], x_label, "bits per byte", dots=True)
+    baselines = {tuple(baseline_rows(record)) for _, record in runs}
+    shared = next(iter(baselines)) if len(baselines) == 1 else ()
+    near = [(name, level) for name, level in shared if low_high[0] <= level <= low_high[1]]
+    for place, (name, level) in enumerate(near):
+        marked_level(chart, level, name, place)
+    chart.xaxis.formatter = NumeralTickFormatter(format=x_format)
+    names_below(chart)
+    return chart
+
+
+def seconds_at(record: Record, steps: np.ndarray) -> np.ndarray:
+    """Time spent in updates when these steps were reached; NaN where that is not known."""
+    known = record.train["step"]
+    return np.interp(steps, known, record.seconds, left=math.nan, right=math.nan) if len(known) else steps * math.nan
+
+
+def run_line(
     chart: figure, i: int, name: str, x: np.ndarray, y: np.ndarray, x_label: str, y_label: str, dots: bool = False
 ) -> None:
-    """A run's line in a chart, with values to read."""
+    """The line of the i-th run in a chart, with values to read."""
+    if not len(x):
+        return
     source = ColumnDataSource({"x": x, "y": y, "name": [name] * len(x)})
-    ink, dash = colour(i)
-    line = chart.line("x", "y", source=source, line_width=2, color=ink, line_dash=dash, legend_label=name)
+    style = {"source": source, "color": Category10_10[i % 10], "legend_label": name}
+    line = chart.line("x", "y", line_width=2, line_dash=DASHES[i // 10 % len(DASHES)], **style)
     if dots:
-        chart.scatter("x", "y", source=source, size=5, color=ink, legend_label=name)
-    hover(chart, line, [("", "@name"), (x_label, "@x{0,0.[0]}"), (y_label, "@y{0.0000}")])
-    chart.hover[-1].mode = "mouse"
+        chart.scatter("x", "y", size=5, **style)
+    hover(chart, line, [("", "@name"), (x_label, "@x{0,0.[0]}"), (y_label, "@y{0.0000}")], mode="mouse")
 
 
-def legend_below(chart: figure) -> None:
-    """Names of runs can be long: in a column under the chart, without a box; a click hides a line."""
+def names_below(chart: figure) -> None:
+    """Names of runs can be long: they stand in a column under the chart; a click hides a line."""
     for legend in chart.legend:
         themed(legend, label_text_color="ink")
         legend.update(
@@ -153,53 +137,51 @@ def legend_below(chart: figure) -> None:
             spacing=2, margin=6, glyph_height=14,
         )  # fmt: skip
         chart.add_layout(legend, "below")
-        chart.height += 18 * len(legend.items)
+        chart.height = 330 + 20 * len(legend.items)
 
 
-def runs_table(runs: Sequence[tuple[str, Record]]) -> str:
+def runs_table(runs: Runs) -> str:
     """What each run reached."""
-    heads = ("run", "bits per byte", "validation loss", "at step", "steps", "parameters", "tokens read", "tokens/s", "MFU", "time")
-    lines = []
-    for i, (name, record) in enumerate(runs):
-        best, config, rate = record.best, model_config(record), typical_rate(record)
+    rows = [("run", "bits per byte", "validation loss", "at step", "steps", "parameters", "tokens read", "tokens/s",
+             "MFU", "time")]  # fmt: skip
+    for name, record in runs:
+        best, val, config, rate = record.best, record.val, model_config(record), typical_rate(record)
         mfu = 100 * rate * record.mfu_per_token_rate
-        cells = (
-            *((f"{record.val['bits_per_byte'][best]:.4f}", f"{record.val['loss'][best]:.4f}", f"{int(record.val['step'][best]):,}")
-              if best is not None else ("–", "–", "–")),
+        rows.append((
+            name,
+            f"{val['bits_per_byte'][best]:.4f}" if best is not None else "–",
+            f"{val['loss'][best]:.4f}" if best is not None else "–",
+            f"{val['step'][best]:,.0f}" if best is not None else "–",
             f"{record.steps_done:,} of {record.settings.train.steps:,}",
             short_number(config.num_parameters()) if config else "–",
             short_number(record.steps_done * record.tokens_per_step),
-            f"{rate:,.0f}" if math.isfinite(rate) else "–",
+            short_number(rate),
             f"{mfu:.1f}\u202f%" if math.isfinite(mfu) else "–",
             duration(float(record.seconds[-1])) if len(record.seconds) else "–",
-        )  # fmt: skip
-        swatch = f'<span class=swatch style="background:{colour(i)[0]}"></span>'
-        lines.append(f"<tr><td>{swatch}{escape(name)}</td>" + "".join(f"<td class=number>{cell}</td>" for cell in cells) + "</tr>")
-    head = "".join(f"<th{' class=number' if i else ''}>{escape(text)}</th>" for i, text in enumerate(heads))
-    return f'<div class="wide"><table class="roomy"><tr>{head}</tr>{"".join(lines)}</table></div>'
+        ))  # fmt: skip
+    return table(rows, numbers=True, kind="headed roomy")
 
 
-def settings_table(runs: Sequence[tuple[str, Record]]) -> str:
-    """The settings that are not the same in all runs, a column for each."""
+def settings_table(runs: Runs) -> str:
+    """The settings that are not the same in all runs, a column for each run."""
     flat = [
-        {f"{section}.{key}": value for section, values in record.settings.sections().items() for key, value in values.items()}
-        for _, record in runs
+        {
+            f"{section}.{key}": setting_text(value)
+            for section, values in sections.items()
+            for key, value in values.items()
+        }
+        for sections in (record.settings.sections() for _, record in runs)
     ]
-    keys = [key for key in flat[0] if any(other[key] != flat[0][key] for other in flat)]
-    if not keys:
-        return "<p>None: all settings are the same.</p>"
-    head = "".join(f"<th>{escape(name)}</th>" for name, _ in runs)
-    lines = "".join(
-        f"<tr><th><code>{escape(key)}</code></th>" + "".join(f"<td>{escape(setting_text(one[key]))}</td>" for one in flat) + "</tr>"
-        for key in keys
-    )
-    return f'<div class="wide"><table class="roomy"><tr><th></th>{head}</tr>{lines}</table></div>'
+    rows = [(key, *(one[key] for one in flat)) for key in flat[0] if len({one[key] for one in flat}) > 1]
+    if not rows:
+        return paragraph("None: all settings are the same.")
+    return table([("", *(name for name, _ in runs)), *rows], code=True, kind="headed roomy")
 
 
-def samples_html(runs: Sequence[tuple[str, Record]]) -> str:
-    """The newest text of each run."""
-    return "".join(
-        f"<details{' open' if i == 0 else ''}><summary>{escape(name)}, step {escape(str(record.samples[-1]['step']))}</summary>"
-        f"<pre>{escape(record.samples[-1]['text'][:2000])}</pre></details>"
-        for i, (name, record) in enumerate(runs) if record.samples
-    ) or "<p>None were taken.</p>"  # fmt: skip
+def samples_html(runs: Runs) -> str:
+    """The newest text of each run, that of the best one open."""
+    last = [(name, record.samples[-1]) for name, record in runs if record.samples]
+    texts = [
+        foldable(f"{name}, step {each['step']}", shortened(each["text"]), i == 0) for i, (name, each) in enumerate(last)
+    ]
+    return "".join(texts) or paragraph("None were taken.")

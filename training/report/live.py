@@ -33,7 +33,7 @@ class Report:
         self, folder: Path, settings: Settings, resumed: bool, model: GPT, tokenizer: Tokenizer, lengths: np.ndarray,
         train_ids: np.ndarray, val_ids: np.ndarray, summary: dict[str, str], note: Callable[[str], None],
     ) -> None:  # fmt: skip
-        """`lengths`: bytes of text behind each id; `summary`: figures to show, by name; `note` tells the user a line."""
+        """`lengths`: bytes of text behind each id; `summary`: figures to show, by name; `note`: tells the user."""
         self.folder, self.settings, self.model, self.tokenizer, self.note = folder, settings, model, tokenizer, note
         self._text = lengths, train_ids, val_ids
         self._facts = read_facts(folder) if resumed else {}
@@ -55,7 +55,8 @@ class Report:
     def refresh(self) -> None:
         """Draw the page if there is news and time for it; between two updates."""
         now = time.monotonic()
-        if now >= self._allowed_at and (self._news or now - self._drawn_at > SECONDS_BETWEEN_PAGES) and not self._failed:
+        is_due = self._news or now - self._drawn_at > SECONDS_BETWEEN_PAGES
+        if is_due and now >= self._allowed_at and not self._failed:
             self._guarded(lambda: self._draw(live=True))
 
     def finish(self) -> Path | None:

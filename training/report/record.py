@@ -102,7 +102,7 @@ class Record:
 def read_record(folder: Path) -> Record:
     """Read a run folder. Raises UserError, in one line, where it holds no run or one with settings of no sense."""
     if not folder.is_dir():
-        raise UserError(f"there is no run folder {folder}; give folders that train.py has written, such as runs/default")
+        raise UserError(f"there is no run folder {folder}; give folders that train.py has written, as runs/default")
     config = folder / "config.toml"
     if not config.is_file():
         raise UserError(f"{folder} holds no run (no config.toml); give folders that train.py has written")
@@ -147,5 +147,3 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
     return float(value) if abs(value) < 1e300 else math.copysign(math.inf, value)  # JSON's integers have no limit
-
-

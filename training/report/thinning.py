@@ -5,6 +5,7 @@ leaves, and how far up and down it goes (Jugel et al. 2014, "M4: a visualization
 aggregation"). So of each stretch four points are kept: the first, the last, the lowest and the highest.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -22,7 +23,7 @@ def thin(values: np.ndarray, most: int = MOST_POINTS) -> np.ndarray:
         return np.arange(n)
     edges = np.linspace(0, n, most // 4 + 1).astype(int)
     kept = []
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         stretch = values[start:end]
         low = np.where(np.isnan(stretch), np.inf, stretch).argmin()
         high = np.where(np.isnan(stretch), -np.inf, stretch).argmax()
