@@ -31,7 +31,7 @@ for (const name of ['pointerdown', 'pointermove', 'wheel', 'scroll', 'keydown'])
 
 // A tap moves an imagined mouse there, the next tap or scrolling takes it away.
 let tapped = null;
-const mouse = {pointerType: 'mouse', isPrimary: true, bubbles: true, composed: true};
+const mouse = {pointerType: 'mouse', isPrimary: true, bubbles: true, composed: true, view: window};
 function leave() {
   tapped?.dispatchEvent(new PointerEvent('pointerout', mouse));
   tapped = null;
@@ -42,8 +42,8 @@ addEventListener('click', event => {
   leave();
   const {clientX, clientY} = event;
   [tapped] = event.composedPath();
-  tapped.dispatchEvent(new PointerEvent('pointermove', {clientX, clientY, ...mouse}));
   tapped.blur?.();  // no frame around what was tapped
+  tapped.dispatchEvent(new PointerEvent('pointermove', {clientX, clientY, ...mouse}));
 }, true);
 
 if (document.documentElement.dataset.reloadSeconds)
