@@ -180,8 +180,8 @@ def loss_chart(record: Record, steps: Steps) -> figure:
     levels = {
         name: nats_per_token(bits_per_byte, record.bytes_per_token) for name, bits_per_byte in baseline_rows(record)
     }
-    near = [level for level in levels.values() if abs(level - (low + high) / 2) < high - low]  # worth making room for
-    low, high = limits(smoothed[kept], val, usual, np.array(near))
+    near = [level for level in levels.values() if abs(level - (low + high) / 2) < 0.8 * (high - low)]
+    low, high = limits(smoothed[kept], val, usual, near)  # with room for what is near
     chart = base_chart(steps, "nats per token", height=380, y_range=(low, high))
     if len(x):
         source = ColumnDataSource({
@@ -199,7 +199,7 @@ def loss_chart(record: Record, steps: Steps) -> figure:
     if len(val):
         source = ColumnDataSource({"x": val_x, "val": val, "bits": bits})
         line = chart.line("x", "val", source=source, line_width=2, legend_label="validation")
-        dots = chart.scatter("x", "val", source=source, size=7 if len(val) < 60 else 4, legend_label="validation")
+        dots = chart.scatter("x", "val", source=source, size=7 if len(val) <= 60 else 0, legend_label="validation")
         themed(line.glyph, line_color="val")
         themed(dots.glyph, fill_color="val", line_color="card")
         if not len(x):

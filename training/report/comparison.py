@@ -134,7 +134,7 @@ def names_below(chart: figure) -> None:
         themed(legend, label_text_color="ink")
         legend.update(
             click_policy="hide", label_text_font_size="12px", background_fill_alpha=0, border_line_alpha=0, padding=0,
-            spacing=2, margin=6, glyph_height=14,
+            spacing=2, margin=6, glyph_height=14, location="left",
         )  # fmt: skip
         chart.add_layout(legend, "below")
         chart.height = 330 + 20 * len(legend.items)

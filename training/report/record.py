@@ -6,6 +6,7 @@
 Nothing here trusts a file: a value that is no number is read as NaN, a missing file as an empty one.
 """
 
+import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from training.settings import Settings, parse_settings
 TRAIN = ("step", "loss", "lr", "grad_norm", "tokens_per_second")
 VAL = ("step", "loss", "bits_per_byte")
 MOST_FACTS_BYTES = 1 << 22
+LARGEST_STEP = 1 << 53  # that a float counts exactly
 Columns = dict[str, np.ndarray]
 
 
@@ -111,7 +113,8 @@ def read_record(folder: Path) -> Record:
     layers: list[dict] = []
     kinds = {"train": train, "val": val, "layers": layers}
     for entry in read_lines(folder / "metrics.jsonl"):
-        kinds.get(str(entry.get("split")), []).append(entry)
+        if abs(entry["step"]) < LARGEST_STEP:
+            kinds.get(str(entry.get("split")), []).append(entry)
     samples = [
         {"step": sample["step"], "text": str(sample.get("text", ""))} for sample in read_lines(folder / "samples.jsonl")
     ]
@@ -134,16 +137,26 @@ def _columns(entries: Sequence[dict], names: Iterable[str]) -> Columns:
 
 
 def _ratios(entries: Iterable[dict]) -> dict[str, np.ndarray]:
-    rows: dict[str, list[tuple[float, float, float]]] = {}
+    """By layer, from lines that need not name the same layers; lines of another form are left out."""
+    groups: dict[tuple, list[tuple[float, np.ndarray]]] = {}  # by the names on a line, which seldom change
     for entry in entries:
-        step, layers = _number(entry["step"]), entry.get("layers")
-        for layer, ratios in layers.items() if isinstance(layers, dict) else ():
-            if isinstance(ratios, list) and len(ratios) == 2:
-                rows.setdefault(layer, []).append((step, _number(ratios[0]), _number(ratios[1])))
-    return {layer: np.array(values) for layer, values in rows.items()}
+        layers = entry.get("layers")
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            if isinstance(layers, dict) and layers:
+                values = np.array(list(layers.values()), np.float64).reshape(len(layers), 2)
+                groups.setdefault(tuple(layers), []).append((_number(entry["step"]), values))
+    rows: dict[str, list[np.ndarray]] = {}
+    for names, lines in groups.items():
+        steps, values = np.array([step for step, _ in lines]), np.stack([values for _, values in lines])
+        for i, name in enumerate(names):
+            rows.setdefault(name, []).append(np.column_stack([steps, values[:, i]]))
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
-    return float(value) if abs(value) < 1e300 else math.copysign(math.inf, value)  # JSON's integers have no limit
+    try:
+        return float(value)
+    except OverflowError:  # JSON's integers have no limit
+        return math.inf
