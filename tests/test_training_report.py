@@ -113,7 +113,7 @@ def write_run(folder, train=(), val=(), layers=(), samples=(), facts=None, flags
 
 def train_lines(n, **changes):
     return [
-        {"step": i, "loss": 5 - 3 * i / n, "lr": 1e-3, "grad_norm": 0.5 + i % 3, "tokens_per_second": 1e3 + i, **changes}
+        {"step": i, "loss": 5 - 3 * i / n, "lr": 1e-3, "grad_norm": 0.5 + i % 3, "tokens_per_second": 1e3 + i} | changes
         for i in range(1, n + 1)
     ]
 
@@ -309,8 +309,9 @@ def test_the_n_gram_model_is_a_distribution(train, order):
 def test_baselines_are_scored_on_the_bytes_that_an_evaluation_scores():
     tokenizer = Tokenizer.train(TEXT, 270)
     lengths = token_lengths(tokenizer)
-    ids = np.concatenate([tokenizer.encode(TEXT), [tokenizer.eot_id], tokenizer.encode(TEXT[:700])]).astype(np.uint16)
-    train_ids, val_ids = ids[:-300], ids[-300:]  # the separator is among the last
+    ids = np.concatenate([tokenizer.encode(TEXT), [tokenizer.eot_id], tokenizer.encode(TEXT[:300])]).astype(np.uint16)
+    train_ids, val_ids = ids[:-300], ids[-300:]
+    assert tokenizer.eot_id in val_ids  # and stands for no bytes
     found = measure_baselines(tokenizer, lengths, train_ids, val_ids, block_size=8, max_tokens=0)
     val = b"".join(tokenizer.token_bytes(t) for t in val_ids[1:].tolist() if t != tokenizer.eot_id)
     train = tokenizer.decode_bytes(train_ids)

@@ -6,7 +6,7 @@
         checkpoints/       see checkpoint.py
         metrics.jsonl      losses and rates; samples.jsonl: texts; see metrics.py
         bad-steps/         what there is to know about steps whose numbers went wrong; see recovery.py
-        loss.png           and report.html: the picture, and a page around it
+        report.html        the run on a page, and loss.png; report.json: what it shows beyond the logs
 """
 
 import contextlib
