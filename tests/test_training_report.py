@@ -27,7 +27,7 @@ from training.layers import MOST_NUMBERS, layer_ratios, weights_before
 from training.loop import evaluate, make_optimizer, update
 from training.report.baselines import MOST_VALIDATION_BYTES, measure_baselines, ngram_bits, xz_bits
 from training.report.charts import Steps, limits, loss_chart, ratio_map, short_name, throughput_chart, value_at
-from training.report.comparison import run_names
+from training.report.comparison import comparison_page, run_names
 from training.report.facts import attention_facts, decode_maps
 from training.report.page import duration, run_page, short_number, write_report
 from training.report.record import read_record
@@ -175,7 +175,9 @@ def test_a_page_holds_what_a_run_left(tmp_path):
     ids=lambda logs: "+".join(logs) or "nothing",
 )  # fmt: skip
 def test_whatever_a_run_holds_there_is_a_page(tmp_path, logs):
-    write_report(write_run(tmp_path / "run", **logs))
+    folder = write_run(tmp_path / "run", **logs)
+    write_report(folder)
+    checked(comparison_page([read_record(folder)] * 2))
     page = checked((tmp_path / "run/report.html").read_text())
     assert "Settings" in page.text
     assert (tmp_path / "run/loss.png").read_bytes().startswith(b"\x89PNG")
@@ -199,8 +201,6 @@ def test_nothing_from_a_run_becomes_markup_or_script(tmp_path):
         [{"step": 2, "layers": {HOSTILE: [1, 1]}}], [{"step": 3, "text": HOSTILE}], facts,
         flags=["--train.sample_prompt=" + HOSTILE.replace("\ud800", "")],
     )  # fmt: skip
-    from training.report.comparison import comparison_page
-
     record = read_record(folder)
     for html in (run_page(record), comparison_page([record, record])):
         page = checked(html)

@@ -142,6 +142,7 @@ class Trainer:
             row = f" after {self.bad['count']} bad steps that were passed over" if self.bad["count"] else ""
             if not found["weight"]:
                 self.save(step, must=True)
+            self.report.finish()
             raise DivergenceError(
                 f"{what}{row}; nothing was updated with it, step {self.saved_step} is saved: "
                 f"go on with --resume --train.on_bad_step skip (or rollback), or start again with a lower --optim.lr, "

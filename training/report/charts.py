@@ -66,12 +66,12 @@ class Steps:
 
 
 def base_chart(steps: Steps, y_label: str, height: int = 220, x_label: str = "step", **options: Any) -> figure:
-    """An empty chart in the style of the page: drag to zoom, double-click (or double-tap) to see all."""
+    """An empty chart in the style of the page: drag along it, or a box, to zoom; double-click to see all."""
     chart = figure(
         height=height, sizing_mode="stretch_width", x_range=steps.x_range, toolbar_location=None, min_border=4,
         background_fill_alpha=0, border_fill_alpha=0, outline_line_alpha=0, tools="", **options,
     )  # fmt: skip
-    zoom = BoxZoomTool(dimensions="width")
+    zoom = BoxZoomTool(dimensions="auto")
     themed(zoom.overlay, fill_color="train", line_color="train")
     chart.add_tools(zoom, CrosshairTool(overlay=steps.crosshair))
     chart.toolbar.active_drag = zoom
@@ -106,9 +106,11 @@ def style_legend(chart: figure) -> None:
         chart.add_layout(legend, "above")
 
 
-def hover(chart: figure, renderer: Any, rows: Sequence[tuple[str, str]], mode: str = "vline", **options: Any) -> None:
-    """Read values at the pointer's step ("mouse": where it touches the line), from the source of one renderer."""
-    chart.add_tools(HoverTool(renderers=[renderer], tooltips=list(rows), mode=mode, line_policy="nearest", **options))
+def hover(chart: figure, renderer: Any, rows: Sequence[tuple[str, str]], **options: Any) -> None:
+    """Read values at the pointer's step, from the source of one renderer."""
+    chart.add_tools(
+        HoverTool(renderers=[renderer], tooltips=list(rows), mode="vline", line_policy="nearest", **options)
+    )
 
 
 def limits(*series: np.ndarray | Sequence[float], margin: float = 0.06) -> tuple[float, float]:

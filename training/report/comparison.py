@@ -13,13 +13,25 @@ from bokeh.models import ColumnDataSource, NumeralTickFormatter
 from bokeh.palettes import Category10_10
 from bokeh.plotting import figure
 
-from training.report.charts import SHORT, Steps, base_chart, baseline_rows, hover, limits, marked_level, themed
+from training.report.charts import (
+    SHORT,
+    Steps,
+    base_chart,
+    baseline_rows,
+    hover,
+    limits,
+    marked_level,
+    themed,
+    value_at,
+)
 from training.report.html import chart_place, document, foldable, heading, paragraph, section, table
 from training.report.page import duration, model_config, setting_text, short_number, shortened, typical_rate
 from training.report.record import Record
 from training.report.thinning import smooth, thin
 
 DASHES = ("solid", "dashed", "dotted", "dotdash")  # with ten colours, forty lines that differ
+MOST_PLACES = 1000  # at which a chart can be read
+MOST_ROWS = 16  # runs, the best, that are read there
 Runs = Sequence[tuple[str, Record]]
 
 
@@ -29,7 +41,11 @@ def comparison_page(records: Sequence[Record]) -> str:
     runs = sorted(named, key=lambda run: best_bits(run[1]))
     charts = comparison_charts(runs)
     titles = (
-        ("tokens", "Validation by tokens read", "Point at a line (or tap it) to read it; a click on a name hides it."),
+        (
+            "tokens",
+            "Validation by tokens read",
+            "Point at a chart (or tap it) to read it; a click on a name hides its line.",
+        ),
         ("time", "Validation by time in updates", "How fast a run got there, on its machine."),
         ("train", "Training loss, smoothed", "In nats per token: comparable where the tokenizer is the same."),
     )
@@ -76,15 +92,16 @@ def comparison_charts(runs: Runs) -> dict[str, figure]:
         tokens = [record.val["step"] * record.tokens_per_step for _, record in runs]
         charts["tokens"] = validation_chart(runs, tokens, "tokens read", SHORT)
         minutes = [seconds_at(record, record.val["step"]) / 60 for _, record in runs]
-        charts["time"] = validation_chart(runs, minutes, "minutes", "0.[0]")
+        charts["time"] = validation_chart(runs, minutes, "minutes", "0.[00]")
     if any(np.isfinite(record.train["loss"]).any() for _, record in runs):
         lines = [smooth(record.train["loss"]) for _, record in runs]
         last = max(record.steps_done for _, record in runs)
         chart = base_chart(Steps.up_to(last), "nats per token", height=330, y_range=limits(*lines))
-        for i, (name, record) in enumerate(runs):
-            kept = thin(lines[i])
-            run_line(chart, i, name, record.train["step"][kept], lines[i][kept], "step", "nats per token")
-        names_below(chart)
+        kept = [thin(line) for line in lines]
+        steps = [record.train["step"][indices] for (_, record), indices in zip(runs, kept, strict=True)]
+        run_lines(
+            chart, runs, steps, [line[indices] for line, indices in zip(lines, kept, strict=True)], "step", dots=False
+        )
         charts["train"] = chart
     return charts
 
@@ -92,19 +109,17 @@ def comparison_charts(runs: Runs) -> dict[str, figure]:
 def validation_chart(runs: Runs, xs: Sequence[np.ndarray], x_label: str, x_format: str) -> figure:
     """Bits per byte of every run, with a dot for each evaluation, and the baselines where all have the same."""
     bits = [record.val["bits_per_byte"] for _, record in runs]
-    last = max(float(x.max()) for x in xs if len(x))
+    last = max((float(x[np.isfinite(x)].max(initial=0.0)) for x in xs), default=0.0)
     chart = base_chart(
         Steps.up_to(last), "bits per byte", height=330, x_label=x_label, y_range=(low_high := limits(*bits))
     )
-    for i, (name, _) in enumerate(runs):
-        run_line(chart, i, name, xs[i], bits[i], x_label, "bits per byte", dots=True)
+    run_lines(chart, runs, xs, bits, x_label, dots=True)
     baselines = {tuple(baseline_rows(record)) for _, record in runs}
     shared = next(iter(baselines)) if len(baselines) == 1 else ()
     near = [(name, level) for name, level in shared if low_high[0] <= level <= low_high[1]]
     for place, (name, level) in enumerate(near):
         marked_level(chart, level, name, place)
     chart.xaxis.formatter = NumeralTickFormatter(format=x_format)
-    names_below(chart)
     return chart
 
 
@@ -114,18 +129,26 @@ def seconds_at(record: Record, steps: np.ndarray) -> np.ndarray:
     return np.interp(steps, known, record.seconds, left=math.nan, right=math.nan) if len(known) else steps * math.nan
 
 
-def run_line(
-    chart: figure, i: int, name: str, x: np.ndarray, y: np.ndarray, x_label: str, y_label: str, dots: bool = False
+def run_lines(
+    chart: figure, runs: Runs, xs: Sequence[np.ndarray], ys: Sequence[np.ndarray], x_label: str, dots: bool
 ) -> None:
-    """The line of the i-th run in a chart, with values to read."""
-    if not len(x):
-        return
-    source = ColumnDataSource({"x": x, "y": y, "name": [name] * len(x)})
-    style = {"source": source, "color": Category10_10[i % 10], "legend_label": name}
-    line = chart.line("x", "y", line_width=2, line_dash=DASHES[i // 10 % len(DASHES)], **style)
-    if dots:
-        chart.scatter("x", "y", size=5, **style)
-    hover(chart, line, [("", "@name"), (x_label, "@x{0,0.[0]}"), (y_label, "@y{0.0000}")], mode="mouse")
+    """A line for each run, their names under the chart, and at the pointer the last value of each before it."""
+    for i, (name, _) in enumerate(runs):
+        style = {"source": ColumnDataSource({"x": xs[i], "y": ys[i]}), "color": Category10_10[i % 10]}
+        style |= {"legend_label": name}
+        chart.line("x", "y", line_width=2, line_dash=DASHES[i // 10 % len(DASHES)], **style)
+        if dots:
+            chart.scatter("x", "y", size=5, **style)
+    every = np.unique(np.concatenate([x[np.isfinite(x)] for x in xs]))
+    every = every[np.unique(np.linspace(0, len(every) - 1, min(len(every), MOST_PLACES)).astype(int))]
+    values = np.array([value_at(every, x, y) for x, y in zip(xs, ys, strict=True)])  # (runs, places)
+    seen = np.isfinite(values)
+    middle = np.where(seen, values, 0).sum(axis=0) / np.maximum(1, seen.sum(axis=0))
+    source = ColumnDataSource({"x": every, "middle": middle, **{f"run{i}": row for i, row in enumerate(values)}})
+    unseen = chart.line("x", "middle", source=source, line_alpha=0)
+    rows = [(x_label, "@x{0,0.[0]}"), *((name, f"@run{i}{{0.0000}}") for i, (name, _) in enumerate(runs[:MOST_ROWS]))]
+    hover(chart, unseen, rows)
+    names_below(chart)
 
 
 def names_below(chart: figure) -> None:

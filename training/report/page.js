@@ -38,11 +38,11 @@ function leave() {
 }
 addEventListener('scroll', leave, {capture: true, passive: true});
 addEventListener('click', event => {
+  const [target] = event.composedPath(), {clientX, clientY} = event;
+  if (target.classList?.contains('bk-events')) target.blur();  // no frame around a chart
   if (pointer == 'mouse') return;
   leave();
-  const {clientX, clientY} = event;
-  [tapped] = event.composedPath();
-  tapped.blur?.();  // no frame around what was tapped
+  tapped = target;
   tapped.dispatchEvent(new PointerEvent('pointermove', {clientX, clientY, ...mouse}));
 }, true);
 
