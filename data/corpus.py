@@ -11,7 +11,7 @@ that follows a letter or a digit, where no split pattern of the field joins char
 tokens do not depend on where the cuts fall. Tokens go to a flat file of uint16 (uint32 for a vocabulary over
 65,536), `<|endoftext|>` between documents, which is then mapped into memory: the system pages in what batches
 touch, so a corpus larger than memory trains. Beside it, manifest.json holds hashes of the corpus and of the
-tokenizer; where both match, the file is used again.
+tokenizer, and of the file itself; where all match, the file is used again.
 
 A document larger than memory is fine, a single line of .jsonl must fit. Left out: cleaning, filtering and
 removing duplicates.
@@ -31,6 +31,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from data.builtin import builtin_documents
+from data.files import held, read_json, remove_leftovers, write_whole, written_whole
 
 BLOCK_BYTES = 1 << 20
 LONGEST_PIECE = 1 << 23  # characters without a line break after a letter or digit: cut anywhere
@@ -156,12 +157,18 @@ class Corpus:
 
     def fingerprint(self) -> str:
         """SHA-256 of the text as it will be tokenised. Reads everything; raises CorpusError for bad text."""
-        digest = hashlib.sha256()
+        return self.measure()[0]
+
+    def measure(self) -> tuple[str, int]:
+        """(the fingerprint, bytes of UTF-8)."""
+        digest, n_bytes = hashlib.sha256(), 0
         for text, ends_document in self.pieces():
-            digest.update(text.encode())
+            data = text.encode()
+            digest.update(data)
+            n_bytes += len(data)
             if ends_document:
                 digest.update(b"\xff")  # never a byte of UTF-8: where documents end counts too
-        return digest.hexdigest()
+        return digest.hexdigest(), n_bytes
 
 
 def _is_hidden(relative: Path) -> bool:
@@ -195,52 +202,65 @@ def tokenize(
     separator   the id between documents (None: nothing)
     report      called with the bytes of text done so far
 
-    The file is written aside and renamed, the manifest last: a file with a manifest is complete. Raises
-    CorpusError for text that can't be used and OSError where the folder can't be written.
+    The file is written aside and renamed, the manifest with its checksum last; what does not match is made again.
+    Raises CorpusError for text that can't be used and OSError where the folder can't be written.
     """
     dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-    file, manifest_file = folder / "tokens.bin", folder / "manifest.json"
-    wanted = {"format": 1, "corpus": corpus.fingerprint(), "tokenizer": tokenizer_hash, "dtype": dtype.name}
-
-    manifest = _read_json(manifest_file)
-    if manifest is not None and wanted.items() <= manifest.items():
-        size_bytes = manifest["tokens"] * dtype.itemsize
-        if file.is_file() and file.stat().st_size == size_bytes and size_bytes:
-            return Tokens(np.asarray(np.memmap(file, dtype, mode="r")), manifest, reused=True)
-
+    fingerprint, corpus_bytes = corpus.measure()
+    wanted = {
+        "format": 2, "corpus": fingerprint, "bytes": corpus_bytes, "tokenizer": tokenizer_hash, "dtype": dtype.name,
+    }  # fmt: skip
+    if tokens := _reuse(folder, wanted, dtype):
+        return tokens
     folder.mkdir(parents=True, exist_ok=True)
-    manifest_file.unlink(missing_ok=True)
-    aside = folder / "tokens.bin.part"
-    n_tokens = n_documents = n_bytes = 0
-    try:
-        with open(aside, "wb") as out:
+    with held(folder, wait=True):  # another run may be filling the same cache
+        if tokens := _reuse(folder, wanted, dtype):
+            return tokens
+        remove_leftovers(folder)
+        (folder / "manifest.json").unlink(missing_ok=True)
+        n_tokens = n_documents = n_bytes = 0
+        digest = hashlib.sha256()
+        with written_whole(folder / "tokens.bin") as out:
             between = False
             for text, ends_document in corpus.pieces():
                 ids = np.asarray(encode(text))
                 if between and separator is not None:
                     ids = np.concatenate([[separator], ids])
-                ids.astype(dtype).tofile(out)
+                data = memoryview(ids.astype(dtype)).cast("B")
+                out.write(data)
+                digest.update(data)
                 between = ends_document
                 n_tokens += len(ids)
                 n_documents += ends_document
                 n_bytes += len(text.encode())
                 report(n_bytes)
-        if not n_tokens:
-            raise CorpusError(f"the corpus {corpus.source} is empty; give --data some text")
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
-    manifest = {**wanted, "tokens": n_tokens, "documents": n_documents, "bytes": n_bytes}
-    part = manifest_file.with_suffix(".part")
-    part.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(part, manifest_file)
-    return Tokens(np.asarray(np.memmap(file, dtype, mode="r")), manifest, reused=False)
+            if not n_tokens:
+                raise CorpusError(f"the corpus {corpus.source} is empty; give --data some text")
+        manifest = {**wanted, "tokens": n_tokens, "documents": n_documents, "sha256": digest.hexdigest()}
+        write_whole(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    return Tokens(_mapped(folder / "tokens.bin", dtype), manifest, reused=False)
 
 
-def _read_json(path: Path) -> dict | None:
-    """The object in a JSON file, or None where there is no such file or it holds something else."""
+def _reuse(folder: Path, wanted: dict, dtype: np.dtype) -> Tokens | None:
+    """The tokens in `folder`, if they are whole and what is wanted."""
+    file = folder / "tokens.bin"
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        manifest = read_json(folder / "manifest.json")
+        counts = n_tokens, n_documents = manifest["tokens"], manifest["documents"]
+        if not wanted.items() <= manifest.items() or not all(type(count) is int for count in counts):
+            return None
+        # A token stands for a byte at least, a separator for none; so a huge file that lies is not even read.
+        if not 0 < n_tokens <= wanted["bytes"] + n_documents <= 2 * wanted["bytes"]:
+            return None
+        if file.stat().st_size != n_tokens * dtype.itemsize:
+            return None
+        with open(file, "rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != manifest["sha256"]:
+                return None
+    except (OSError, ValueError, KeyError):
         return None
-    return content if isinstance(content, dict) and isinstance(content.get("tokens", 0), int) else None
+    return Tokens(_mapped(file, dtype), manifest, reused=True)
+
+
+def _mapped(file: Path, dtype: np.dtype) -> np.ndarray:
+    return np.asarray(np.memmap(file, dtype, mode="r"))

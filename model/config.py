@@ -24,6 +24,7 @@ Position = Literal["learned", "rope"]
 Norm = Literal["layernorm", "rmsnorm"]
 MLP = Literal["gelu", "swiglu"]
 Gelu = Literal["tanh", "exact"]
+MAX_BLOCK_SIZE = 1 << 20
 
 
 def _suggestion(name: Any, known: Iterable[str]) -> str:
@@ -83,6 +84,8 @@ class GPTConfig:
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.block_size > MAX_BLOCK_SIZE:  # a file may say anything, and rotary tables are made of this length
+            raise ValueError(f"block_size must be at most {MAX_BLOCK_SIZE:,}, got {self.block_size}")
         for name in ("bias", "tie_embeddings"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")

@@ -9,7 +9,7 @@ here; any other mixture keeps this project's own names. The differences, all set
     both    a tied head is not stored twice
 
 The exact `GPTConfig` goes into config.json as well, under "groundup", which others ignore. Nothing is unpickled.
-Names, shapes and types are compared with the configuration before any weight is read.
+Sizes, names, shapes and types are compared with the configuration before any weight is read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from data.files import read_json
 from model.config import GPTConfig
+from model.stored import MAX_HEADER_BYTES, Stored, read_header
 
 __all__ = ["read_pretrained", "write_pretrained"]
 
@@ -126,9 +128,7 @@ def _read_config(path: Path) -> tuple[str, GPTConfig]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a folder with config.json and model.safetensors")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("expected an object {...}")
+        values = read_json(path)
         if isinstance(values.get("groundup"), dict):
             config = GPTConfig.from_dict(values["groundup"])
             return family(config), config
@@ -140,7 +140,7 @@ def _read_config(path: Path) -> tuple[str, GPTConfig]:
         raise ValueError(f'model_type must be "gpt2" or "llama", got {kind!r}')
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]} is missing") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -210,7 +210,7 @@ class _Tensors:
 
     def __init__(self, folder: Path, prefix: str) -> None:
         self.folder, self.prefix = folder, prefix
-        self.found: dict[str, tuple[Any, Path, str]] = {}  # name → (open file, its path, name in it)
+        self.found: dict[str, tuple[Path, str, Stored]] = {}  # name → (its file, name in it, what is said of it)
         self.expected: set[str] = set()
         files = sorted(folder.glob("*.safetensors"))
         if not files:
@@ -222,32 +222,29 @@ class _Tensors:
         index = folder / "model.safetensors.index.json"
         if index.is_file():  # large models come in parts
             try:
-                named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                named = set(read_json(index, MAX_HEADER_BYTES)["weight_map"].values())
+            except (ValueError, KeyError, TypeError, AttributeError):
                 raise ValueError(f'{index}: expected {{"weight_map": {{name: file}}}}') from None
             files = [file for file in files if file.name in named]
         elif (folder / "model.safetensors").is_file():
             files = [folder / "model.safetensors"]
         for path in files:
-            try:
-                file = safe_open(path, "np")  # checks the header against the size of the file
-            except SafetensorError as error:
-                raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
-            for name in file.keys():  # noqa: SIM118 — not a dict
-                self.found[name.removeprefix(prefix)] = (file, path, name)
+            for spelled, stored in read_header(path).items():
+                name = spelled.removeprefix(prefix)
+                if name in self.found:
+                    raise ValueError(f"{folder}: {name} is there twice, in {self.found[name][0].name} and {path.name}")
+                self.found[name] = (path, spelled, stored)
 
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
         """Check, by the header alone, that a tensor is there, of this shape, and of floating-point numbers."""
         self.expected.add(name)
         if name not in self.found:
             raise ValueError(f"{self.folder}: the weights lack {name} {shape}, which config.json asks for")
-        file, _, stored = self.found[name]
-        header = file.get_slice(stored)
-        stored_shape = tuple(header.get_shape())
-        if stored_shape != shape:
-            raise ValueError(f"{self.folder}: {name} has shape {stored_shape}, config.json asks for {shape}")
-        if header.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-            raise ValueError(f"{self.folder}: {name} has type {header.get_dtype()}, expected F64, F32, F16 or BF16")
+        stored = self.found[name][2]
+        if stored.shape != shape:
+            raise ValueError(f"{self.folder}: {name} has shape {stored.shape}, config.json asks for {shape}")
+        if stored.dtype not in ("F64", "F32", "F16", "BF16"):
+            raise ValueError(f"{self.folder}: {name} has type {stored.dtype}, expected F64, F32, F16 or BF16")
 
     def expect_no_others(self, *, tied: bool) -> None:
         """Refuse weights that the model has no place for: it would compute something else than was trained."""
@@ -258,16 +255,15 @@ class _Tensors:
 
     def read(self, name: str) -> np.ndarray:
         """One tensor; BF16, which NumPy lacks, becomes float32."""
-        file, path, stored = self.found[name]
-        header = file.get_slice(stored)
-        if header.get_dtype() != "BF16":
-            return file.get_tensor(stored)
-        with open(path, "rb") as raw:
-            length = int.from_bytes(raw.read(8), "little")
-            start, end = json.loads(raw.read(length))[stored]["data_offsets"]
-            raw.seek(8 + length + start)
-            upper = np.frombuffer(raw.read(end - start), "<u2")
-        return (upper.astype(np.uint32) << 16).view(np.float32).reshape(header.get_shape())
+        path, spelled, stored = self.found[name]
+        if stored.dtype == "BF16":
+            upper = np.fromfile(path, "<u2", stored.n_bytes // 2, offset=stored.start)
+            return (upper.astype(np.uint32) << 16).view(np.float32).reshape(stored.shape)
+        try:
+            with safe_open(path, "np") as file:
+                return file.get_tensor(spelled)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
 
 
 # Writing

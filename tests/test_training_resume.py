@@ -12,6 +12,7 @@ import train
 from training.checkpoint import Checkpoints
 from training.errors import CheckpointError, DivergenceError, SettingsError
 from training.metrics import read_lines
+from training.run import Run
 from training.screen import Screen
 from training.settings import parse_settings
 from training.trainer import Trainer
@@ -37,8 +38,8 @@ def run(corpus):
 
     def run(folder, *flags):
         settings = parse_settings([*TINY, "--data", str(corpus), "--out", str(folder), *flags])
-        with Screen(settings) as screen:
-            return train.train(settings, screen)
+        with Screen(settings) as screen, Run.open(settings, screen.note) as run:
+            return train.train(settings, screen, run)
 
     return run
 
@@ -105,8 +106,9 @@ def test_a_crash_anywhere_changes_nothing(run, uninterrupted, tmp_path, owner, n
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
         crash_at(patch, owner, name, call, after)
         run(folder)
-    assert run(folder, "--resume") == 0
+    assert run(folder, *(["--resume"] if (folder / "config.toml").exists() else [])) == 0
     assert record(folder) == uninterrupted
+    assert not list(folder.rglob(".*"))  # no litter
 
 
 def test_a_damaged_last_checkpoint_costs_time_but_no_bit(run, uninterrupted, tmp_path, capsys):

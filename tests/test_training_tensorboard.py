@@ -128,8 +128,8 @@ def test_a_log_that_is_mirrored_is_the_log_it_would_be(tmp_path):
 
 
 def test_nothing_is_written_that_was_not_asked_for(tmp_path):
-    assert log_opener(tmp_path, False, print) is MetricsLog
-    assert not list(tmp_path.iterdir())
+    log_opener(tmp_path, False, print)(tmp_path / "log").write(step=1, split="train", loss=1.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
 def test_a_missing_package_is_told_in_one_line_with_the_command_that_helps(tmp_path, monkeypatch):
@@ -142,5 +142,5 @@ def test_a_missing_package_is_told_in_one_line_with_the_command_that_helps(tmp_p
 
     (tmp_path / "events.out.tfevents.1.host").touch()
     notes = []
-    assert log_opener(tmp_path, False, notes.append) is MetricsLog
+    assert type(log_opener(tmp_path, False, notes.append)(tmp_path / "log")) is MetricsLog
     assert len(notes) == 1 and "pip install tensorboardX" in notes[0]

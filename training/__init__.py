@@ -7,6 +7,7 @@
     loop.py               how an update, an evaluation and a sample compute
     checkpoint.py         complete or absent
     metrics.py            losses to the last bit
-    screen.py, report.py  what a person sees, meanwhile and afterwards
+    layers.py             how large gradients and updates are, layer by layer
+    screen.py, report/    what a person sees, on the screen and on a page
     signals.py            stopping
 """

@@ -7,6 +7,7 @@ user, and turns it into a UserError. Elsewhere a ValueError is a bug, and keeps 
 
 import contextlib
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from data import CorpusError
 
 EXIT_USER_ERROR = 2
+EXIT_TIME_LIMIT = 3  # saved; more is left to do
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it; SIGTERM: 143
 
 
@@ -30,7 +32,7 @@ class CheckpointError(UserError):
 
 
 class DivergenceError(UserError):
-    """The loss or a gradient is no longer finite."""
+    """Numbers went wrong, and the settings say to stop, or going on did not help."""
 
 
 @contextlib.contextmanager
@@ -56,6 +58,10 @@ def one_line_errors(program: str) -> Iterator[None]:
         sys.exit(EXIT_USER_ERROR)
     except OSError as error:
         message = f"{error.filename or 'input/output'}: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            message += "; make room there, or choose another folder"
+    except MemoryError as error:
+        message = f"not enough memory ({error or 'none left'}); a smaller model, batch or context takes less"
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

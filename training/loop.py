@@ -7,7 +7,7 @@ the training, and a resumed run needs no random state.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +18,13 @@ from model import GPT
 from nn import schedule
 from nn.optim import AdamW, clip_scale, grad_norm
 from tokenizer import Tokenizer
-from training.errors import DivergenceError, checked
+from training.errors import checked
 from training.settings import OptimSettings, TrainSettings
 from training.signals import StopRequest
 
 # Streams of random words; batches draw from stream 0.
 DROPOUT, SAMPLE = 1, 2
+LARGEST_NORM = 1e18  # beyond it the optimizer's squares may leave float32
 EVALUATION_BATCH_TOKENS = 4096  # a size of its own, so that the loss does not depend on the training batch
 
 
@@ -33,6 +34,19 @@ class Update:
 
     loss: float
     grad_norm: float
+
+
+class BadStep(Exception):
+    """Gradients that must not be used: why, the losses of the step's batches, and the norm."""
+
+    def __init__(self, reason: str, losses: list[float], grad_norm: float) -> None:
+        super().__init__(reason)
+        self.reason, self.losses, self.grad_norm = reason, losses, grad_norm
+
+    @property
+    def loss(self) -> float:
+        """The mean over the batches."""
+        return sum(self.losses) / len(self.losses)
 
 
 @dataclass(frozen=True)
@@ -85,61 +99,59 @@ def learning_rate(step: int, settings: OptimSettings, steps: int) -> float:
     )
 
 
+def not_finite(loss: float, grad_norm: float) -> str | None:
+    """What is wrong with a step's numbers, in words; None if nothing is."""
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    if grad_norm > LARGEST_NORM or not math.isfinite(grad_norm):
+        return f"the norm of the gradient is {grad_norm}"
+    return None
+
+
 def update(
-    model: GPT, optimizer: AdamW, ids: np.ndarray, step: int, lr: float, clip: float, settings: TrainSettings
-) -> Update:
+    model: GPT, optimizer: AdamW, ids: np.ndarray, draw: int, lr: float, clip: float, settings: TrainSettings,
+    complaint: Callable[[float, float], str | None] = not_finite,
+) -> Update:  # fmt: skip
     """One step of training: gradients over `accumulation` batches, clipped, and the optimizer's move.
 
-    Raises DivergenceError, before anything is changed, if the loss or the gradient is not finite.
+    draw        decides the batches and dropout: the number of the step, where none was left out before
+    complaint   says what is wrong with (loss, gradient norm), if anything is
+
+    Raises BadStep, before anything is changed, if there is a complaint.
     """
     model.train()
     optimizer.zero_grad()
     losses = []
     for micro_step in range(settings.accumulation):
-        loss = _loss(model, ids, step, micro_step, settings)
+        loss = batch_loss(model, ids, draw, micro_step, settings)
         losses.append(loss.item())
         (loss / settings.accumulation).backward()
     mean_loss = sum(losses) / len(losses)
     norm = grad_norm(model)
-    if not (math.isfinite(mean_loss) and math.isfinite(norm)):
-        raise DivergenceError(_diagnosis(model, ids, step, mean_loss, norm, settings))
+    if reason := complaint(mean_loss, norm):
+        raise BadStep(reason, losses, norm)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step(grad_scale=clip_scale(norm, clip) if clip else 1.0)
     return Update(mean_loss, norm)
 
 
-def _loss(model: GPT, ids: np.ndarray, step: int, micro_step: int, settings: TrainSettings) -> ag.Tensor:
-    inputs, targets = training_batch(
-        ids, block_size=model.config.block_size, batch_size=settings.batch_size,
-        seed=settings.seed, step=step, micro_step=micro_step,
-    )  # fmt: skip
-    (word,) = random_words(1, seed=settings.seed, step=step, micro_step=micro_step, stream=DROPOUT)
+def batch(
+    ids: np.ndarray, block_size: int, draw: int, micro_step: int, settings: TrainSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets (B, T) of a draw."""
+    return training_batch(
+        ids, block_size=block_size, batch_size=settings.batch_size, seed=settings.seed, step=draw, micro_step=micro_step
+    )
+
+
+def batch_loss(model: GPT, ids: np.ndarray, draw: int, micro_step: int, settings: TrainSettings) -> ag.Tensor:
+    """The loss (0-d) of a draw: a function of the weights, the draw and the seed."""
+    inputs, targets = batch(ids, model.config.block_size, draw, micro_step, settings)
+    (word,) = random_words(1, seed=settings.seed, step=draw, micro_step=micro_step, stream=DROPOUT)
     ag.manual_seed(int(word >> 1))
     _, loss = model(inputs, targets)  # 0-d
     return loss
-
-
-def _diagnosis(
-    model: GPT, ids: np.ndarray, step: int, loss: float, norm: float, settings: TrainSettings
-) -> str:
-    """Where the first bad number appeared. The step is repeated under watch: it is a function of (seed, step)."""
-    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
-    where = ""
-    bad = [name for name, parameter in model.named_parameters() if not np.isfinite(parameter.array).all()]
-    if bad:
-        where = f" (the parameter {bad[0]} holds it already)"
-    else:
-        try:
-            with ag.detect_anomaly(), np.errstate(all="ignore"):
-                for micro_step in range(settings.accumulation):
-                    _loss(model, ids, step, micro_step, settings).backward()
-        except (RuntimeError, ArithmeticError, ValueError) as error:
-            where = f" ({error})"
-    return (
-        f"{what} at step {step + 1}{where}; nothing was updated with it, earlier checkpoints are sound: "
-        f"start again with a lower --optim.lr, or a longer --optim.warmup_steps"
-    )
 
 
 def evaluate(

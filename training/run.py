@@ -5,12 +5,14 @@
         tokens/            the corpus as tokens, with its manifest
         checkpoints/       see checkpoint.py
         metrics.jsonl      losses and rates; samples.jsonl: texts; see metrics.py
-        loss.png           and report.html: the picture, and a page around it
+        bad-steps/         what there is to know about steps whose numbers went wrong; see recovery.py
+        report.html        the run on a page, and loss.png; report.json: what it shows beyond the logs
 """
 
 import contextlib
-import os
-from collections.abc import Callable
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from data import Corpus
+from data.files import flush_folder, held, remove_leftovers, write_whole
 from model import GPT, GPTConfig
 from nn.optim import Optimizer
 from tokenizer import Tokenizer
@@ -26,6 +29,7 @@ from training.checkpoint import Checkpoint, Checkpoints, changes
 from training.errors import CheckpointError, SettingsError, UserError, checked
 from training.settings import Settings, TokenizerSettings, parse_settings, run_to_resume
 
+MAX_TOKENIZER_BYTES = 1 << 26  # a vocabulary of 250,000 takes half of it
 # What --resume must leave alone: with another of these it would not be the same run.
 FIXED = ("model", "tokenizer", "data.source", "data.val_fraction", "data.errors", "data.text_field")
 
@@ -39,10 +43,12 @@ class Run:
     resumed: bool
 
     @classmethod
-    def open(cls, settings: Settings, note: Callable[[str], None] = print) -> "Run":
+    @contextlib.contextmanager
+    def open(cls, settings: Settings, note: Callable[[str], None] = print) -> Iterator["Run"]:
         """Make the folder of a new run, or open that of an old one with `--resume`, and note the settings in it.
 
-        Raises UserError if the folder holds a run already, can't be written, or the settings are of another run.
+        Inside this context no other process can open it. Raises UserError if one has, the folder holds a run already,
+        can't be written, or the settings are of another run.
         """
         if settings.resume:
             folder = run_to_resume(settings.out)
@@ -54,20 +60,25 @@ class Run:
                         f"or start a new run with another --out"
                     )
                 note(f"resuming with a changed setting: {change}")
+            candidates: Iterable[Path] = [folder]
         else:
-            folder = Path(settings.out) if settings.out else _free_folder(Path("runs"), "default")
-            if _holds_run(folder):
+            candidates = [Path(settings.out)] if settings.out else _free_folders(Path("runs"), "default")
+        with contextlib.ExitStack() as stack:
+            folder = _hold_first(stack, candidates)
+            if not settings.resume and _holds_run(folder):
                 raise SettingsError(
                     f"{folder} holds a run already; go on with it by --resume, or choose another folder with --out"
                 )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write_text(folder / "config.toml", settings.to_toml())
-        except OSError as error:
-            raise UserError(
-                f"can't write to the run folder {folder}: {error.strerror}; choose another with --out"
-            ) from error
-        return cls(folder, Checkpoints(folder / "checkpoints", settings.train.keep_checkpoints), settings.resume)
+            checkpoints = Checkpoints(folder / "checkpoints", settings.train.keep_checkpoints, layout)
+            try:
+                checkpoints.folder.mkdir(exist_ok=True)
+                for each in (folder, checkpoints.folder):
+                    remove_leftovers(each)
+                write_whole(folder / "config.toml", settings.to_toml())
+                flush_folder(folder.parent)
+            except OSError as error:
+                raise _unwritable(folder, error) from error
+            yield cls(folder, checkpoints, settings.resume)
 
     @property
     def metrics_file(self) -> Path:
@@ -91,7 +102,7 @@ class Run:
         path = self.folder / "tokenizer.json"
         with checked():
             if path.exists() and self.resumed:
-                return Tokenizer.load(path)
+                return load_tokenizer(path)
             if settings.file:
                 tokenizer = Tokenizer.load(settings.file)
             elif settings.kind == "bytes":
@@ -99,9 +110,7 @@ class Run:
             else:
                 texts = (piece.text for piece in corpus.pieces())
                 tokenizer = Tokenizer.train(texts, settings.vocab_size, settings.pattern)
-            aside = self.folder / "tokenizer.json.part"
-            tokenizer.save(aside)
-            os.replace(aside, path)
+            write_whole(path, json.dumps(tokenizer.to_huggingface(), ensure_ascii=False, indent=1) + "\n")
         return tokenizer
 
 
@@ -110,24 +119,38 @@ def _holds_run(folder: Path) -> bool:
     return (metrics.is_file() and metrics.stat().st_size > 0) or bool(Checkpoints(folder / "checkpoints").steps())
 
 
-def _free_folder(parent: Path, name: str) -> Path:
-    """`parent/name`, or the first of `name-2`, `name-3`, … that holds no run."""
-    folder, number = parent / name, 1
-    while _holds_run(folder):
-        number += 1
-        folder = parent / f"{name}-{number}"
-    return folder
+def _free_folders(parent: Path, name: str) -> Iterator[Path]:
+    """Those of `parent/name`, `name-2`, `name-3`, … that hold no run."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return (parent / each for each in names if not _holds_run(parent / each))
 
 
-def _write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
+def _hold_first(stack: contextlib.ExitStack, candidates: Iterable[Path]) -> Path:
+    """Make and hold the first folder that no other process holds, until the stack is closed."""
+    for folder in candidates:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(folder))
+            return folder
+        except BlockingIOError:
+            taken = folder
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+    raise UserError(
+        f"another process is training in {taken}; wait until it ends (or stop it: it saves), or choose another folder "
+        f"with --out"
+    )
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"can't write to the run folder {folder}: {error.strerror}; choose another with --out")
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a file of reasonable size. Raises FormatError, a ValueError, for anything else; and OSError."""
+    if path.stat().st_size > MAX_TOKENIZER_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, expected at most {MAX_TOKENIZER_BYTES:,}")
+    return Tokenizer.load(path)
 
 
 # What goes into a checkpoint, and back
@@ -140,6 +163,22 @@ def optimizer_arrays(model: GPT, optimizer: Optimizer) -> dict[str, np.ndarray]:
         f"{names[id(parameter)]}:{key}": np.asarray(value)
         for parameter, memory in optimizer.state.items()
         for key, value in memory.items()
+    }
+
+
+def layout(state: Mapping[str, Any]) -> dict[str, Iterator[tuple[str, str, tuple[int, ...]]]]:
+    """The arrays that a checkpoint with this state must hold: (name, dtype, shape), one by one, for each file."""
+    shapes = GPTConfig.from_dict(state["model"]).parameter_shapes
+
+    def moments() -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        for name, shape in shapes():
+            yield f"{name}:step", "I64", ()
+            yield f"{name}:exp_avg", "F32", shape
+            yield f"{name}:exp_avg_sq", "F32", shape
+
+    return {
+        "model.safetensors": ((name, "F32", shape) for name, shape in shapes()),
+        "optimizer.safetensors": moments(),
     }
 
 
@@ -190,7 +229,7 @@ def load_for_generation(folder: Path, which: str = "best") -> tuple[GPT, Tokeniz
     checkpoint = checkpoints.load(step)
     with checked():
         config = GPTConfig.from_dict(checkpoint.state["model"])
-        tokenizer = Tokenizer.load(folder / "tokenizer.json")
+        tokenizer = load_tokenizer(folder / "tokenizer.json")
     if tokenizer.hash() != checkpoint.state["tokenizer"]:
         raise CheckpointError(f"{folder / 'tokenizer.json'} is not the tokenizer that this model was trained with")
     model = GPT(config)

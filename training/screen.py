@@ -2,11 +2,15 @@
 
 At a terminal the last line shows what is going on: first the kernels that are being compiled, then step, loss,
 tokens per second and the time left; everything else scrolls past above it. In a pipe or a log file a line is
-printed every few seconds.
+printed every few seconds. Where nobody can be told any more (the terminal has closed, the reader of a pipe has gone, the
+disk of a log file is full), the run goes on in silence.
 """
 
+import contextlib
+import os
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -47,15 +51,17 @@ class Screen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        with self._if_possible():
+            self._progress.stop()
         self._compilations.__exit__(kind, error, traceback)
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        if self.live:
-            self._console.print(Text(text))
-        else:
-            print(text, flush=True)
+        with self._if_possible():
+            if self.live:
+                self._console.print(Text(text))
+            else:
+                print(text, flush=True)
 
     def stage(self, text: str) -> None:
         """What is going on now, where the work has no steps to count: a line, or the live line."""
@@ -87,7 +93,7 @@ class Screen:
             self._describe(text)
         elif now - self._last_line_at >= SECONDS_BETWEEN_LINES or step == self.steps:
             self._last_line_at = now
-            print(f"step {step:>{len(str(self.steps))}}/{self.steps}  {text}  lr {lr:.2e}", flush=True)
+            self.note(f"step {step:>{len(str(self.steps))}}/{self.steps}  {text}  lr {lr:.2e}")
 
     def evaluation(self, step: int, loss: float, bits_per_byte: float, is_best: bool) -> None:
         """The validation split has been scored."""
@@ -102,6 +108,16 @@ class Screen:
     def _describe(self, text: str) -> None:
         self._progress.update(self._task, description=text)
 
+    @contextlib.contextmanager
+    def _if_possible(self) -> Iterator[None]:
+        """Whatever is shown in here is shown, or nothing is from now on."""
+        try:
+            yield
+        except OSError:
+            self.live = False
+            # What Python still holds for the old stream goes nowhere, too: it would fail again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
     def _compiled(self, name: str, count: int, seconds: float) -> None:
         text = f"compiling kernels ({count} so far, {seconds:.1f} s)"
         now = time.perf_counter()
@@ -109,7 +125,7 @@ class Screen:
             self._describe(text)
         elif now - self._last_compile_line_at >= SECONDS_BETWEEN_LINES:
             self._last_compile_line_at = now
-            print(text, flush=True)
+            self.note(text)
 
     def _time_left(self, step: int, now: float) -> str:
         first_step, began = self._began or (step, now)

@@ -20,7 +20,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from data.files import read_bounded
 from model.config import GPTConfig
+from training import duration
 from training.cli import checked_flags, parse
 from training.errors import SettingsError, checked, suggestion
 from training.tensorboard import require_writer
@@ -129,8 +131,16 @@ class TrainSettings:
     """What samples go on from."""
     sample_temperature: float = 0.8
     """Of the samples."""
+    layer_interval: int = 20
+    """Steps between records of gradients and updates by layer; 0: never."""
     keep_checkpoints: int = 2
     """How many of the last checkpoints stay; the best one always does."""
+    on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
+    """A loss or gradient that is not finite or spikes: stop | leave it out | go back, then leave it out."""
+    spike_sigma: float = 0.0
+    """A loss or gradient norm this many deviations above the mean of the last 128 steps is a spike; 0: none is."""
+    max_bad_steps: int = 5
+    """How many bad steps are left out before one beyond them succeeds; with one more the run stops."""
     threads: int = 0
     """Threads of the kernels; 0: all. The result is the same for any number."""
 
@@ -148,6 +158,8 @@ class Settings:
     """The run folder; empty: runs/default, or the next free name after it."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the run in --out, from its last checkpoint."""
+    time_limit: str = ""
+    """Stop and save after this time, as in 90s, 30min or 1h30m; empty: no limit."""
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write event files for TensorBoard into the run folder, too."""
     plan: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -182,6 +194,7 @@ SECTIONS: dict[str, type] = {
     "model": ModelSettings, "tokenizer": TokenizerSettings, "data": DataSettings,
     "optim": OptimSettings, "train": TrainSettings,
 }  # fmt: skip
+MAX_TOML_BYTES = 1 << 16
 _KEYS = {f"{section}.{f.name}": f for section, kind in SECTIONS.items() for f in fields(kind)}
 _BOOLEANS = {key for key, f in _KEYS.items() if isinstance(f.default, bool)}
 
@@ -198,7 +211,8 @@ def parse_settings(argv: Sequence[str]) -> Settings:
     `--help` prints the settings and exits. Raises SettingsError, in one line, for unknown names (with a
     suggestion), values that don't fit, and combinations that make no sense.
     """
-    flags = checked_flags(argv, {*_KEYS, "config", "out", "resume", "data", "tensorboard", "plan", "fit"}, _BOOLEANS)
+    alone = {"config", "out", "resume", "data", "time_limit", "tensorboard", "plan", "fit"}
+    flags = checked_flags(argv, {*_KEYS, *alone}, _BOOLEANS)
     first = parse(Settings, flags, "train.py")  # for --config, --out and --resume
     files = [run_to_resume(first.out) / "config.toml"] if first.resume else []
     files += [Path(first.config)] if first.config else []
@@ -229,15 +243,16 @@ def newest_run(parent: Path, pattern: str = "*") -> Path | None:
 def _flags_of_toml(path: Path) -> list[str]:
     """A TOML file as the flags it stands for. Raises SettingsError that names the file and the key."""
     try:
-        with open(path, "rb") as file:
-            content = tomllib.load(file)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path} is not TOML: {error}") from error
+        content = tomllib.loads(read_bounded(path, MAX_TOML_BYTES).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path} is not TOML: it is not UTF-8 at byte {error.start}") from error
+    except ValueError as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+    except RecursionError:
+        raise SettingsError(f"{path} is not TOML of settings: it is nested too deeply") from None
     except OSError as error:
         raise SettingsError(f"can't read --config {path}: {error.strerror}") from error
-    flags = []
+    flags: list[str] = []
     for section, values in content.items():
         if section not in SECTIONS or not isinstance(values, dict):
             hint = suggestion(section, SECTIONS) or f"; there are {', '.join(SECTIONS)}"
@@ -274,9 +289,15 @@ def _check(settings: Settings) -> None:
         require(f"optim.{name}", 0 <= getattr(optim, name) < 1, "at least 0 and below 1")
     for name in ("warmup_steps", "decay_steps", "weight_decay", "clip"):
         require(f"optim.{name}", getattr(optim, name) >= 0, "at least 0")
-    for name in ("steps", "batch_size", "accumulation", "keep_checkpoints"):
+    with checked():
+        if settings.time_limit:
+            duration.seconds(settings.time_limit)
+    for name in ("steps", "batch_size", "accumulation", "keep_checkpoints", "max_bad_steps"):
         require(f"train.{name}", getattr(train, name) >= 1, "at least 1")
-    for name in ("seed", "eval_interval", "eval_tokens", "sample_interval", "sample_tokens", "threads"):
+    for name in (
+        "seed", "eval_interval", "eval_tokens", "sample_interval", "sample_tokens", "layer_interval", "threads",
+        "spike_sigma",
+    ):  # fmt: skip
         require(f"train.{name}", getattr(train, name) >= 0, "at least 0")
     require("train.seed", train.seed < 2**63, "below 2**63")
     require("train.sample_temperature", train.sample_temperature >= 0, "at least 0")

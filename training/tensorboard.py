@@ -7,9 +7,9 @@ Tags are the split and the name in metrics.jsonl: train/loss, train/lr, train/gr
 val/loss, val/bits_per_byte, …; samples are texts under `sample`. The files are written by tensorboardX, which needs
 neither TensorFlow nor PyTorch.
 
-metrics.jsonl and samples.jsonl are the truth, event files are made from them: whenever a run is opened, those that are
-there are removed and what the logs hold is written anew. So a resumed run has every step once, and `--tensorboard` can
-be asked for later. Their clock starts anew, too; TensorBoard's axis "step" is the one to look at.
+metrics.jsonl and samples.jsonl are the truth, event files are made from them: whenever a run is opened or goes back to
+a checkpoint, those that are there are removed and what the logs hold is written anew. So every step is there once, and
+`--tensorboard` can be asked for later. Their clock starts anew, too; TensorBoard's axis "step" is the one to look at.
 """
 
 import functools
@@ -38,44 +38,41 @@ def log_opener(folder: Path, wanted: bool, note: Callable[[str], None]) -> Calla
     """What opens the logs of a run: plain ones, or such as write event files into `folder`, too.
 
     wanted   whether that was asked for; a run that has event files goes on with them in any case
-    note     told where a run's event files can't go on, because the package is missing
+    note     told what goes wrong with the logs, and where event files can't go on because the package is missing
     """
-    old_files = list(folder.glob(EVENT_FILES))
-    if not (wanted or old_files):
-        return MetricsLog
+    plain = functools.partial(MetricsLog, warn=note)
+    has_events = any(folder.glob(EVENT_FILES))
+    if not (wanted or has_events):
+        return plain
     if not wanted and find_spec("tensorboardX") is None:
         note(f"{MISSING}: the event files for TensorBoard are not continued; {INSTALL}")
-        return MetricsLog
+        return plain
     require_writer()
-    from tensorboardX import SummaryWriter  # only those who ask for it need to have it
-
-    for file in old_files:
-        file.unlink()
-    return functools.partial(MirroredLog, writer=SummaryWriter(str(folder)))
+    return functools.partial(MirroredLog, warn=note, events=EventFiles(folder))
 
 
-class MirroredLog(MetricsLog):
-    """A log whose lines, those already there first, also go to a writer of event files."""
+class EventFiles:
+    """The event files of a run: what stands in its `logs`."""
 
-    def __init__(self, path: Path, writer: Any) -> None:
-        self._writer = writer
-        for entry in read_lines(path):
-            self._mirror(entry)
-        super().__init__(path)
+    def __init__(self, folder: Path) -> None:
+        self.logs: list[Path] = []
+        self._folder = folder
+        self._writer: Any = None
 
-    def write(self, **entry: Any) -> None:
-        super().write(**entry)
-        self._mirror(entry)
+    def rewrite(self) -> None:
+        """Make them anew from the logs."""
+        from tensorboardX import SummaryWriter  # only those who ask for it need to have it
 
-    def flush_to_disk(self) -> None:
-        super().flush_to_disk()
-        self._writer.flush()
+        self.close()
+        for file in self._folder.glob(EVENT_FILES):
+            file.unlink()
+        self._writer = SummaryWriter(str(self._folder))
+        for path in self.logs:
+            for entry in read_lines(path):
+                self.add(entry)
 
-    def close(self) -> None:
-        super().close()
-        self._writer.close()
-
-    def _mirror(self, entry: dict[str, Any]) -> None:
+    def add(self, entry: dict[str, Any]) -> None:
+        """What stands in one line of a log."""
         step, split = entry["step"], entry.get("split")
         if "text" in entry:
             # A text is read as Markdown: indented, it is shown as it is.
@@ -83,3 +80,36 @@ class MirroredLog(MetricsLog):
         for name, value in entry.items():
             if split and name != "step" and isinstance(value, int | float):
                 self._writer.add_scalar(f"{split}/{name}", value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
+
+
+class MirroredLog(MetricsLog):
+    """A log whose lines, those already there first, also go to event files."""
+
+    def __init__(self, path: Path, warn: Callable[[str], None], events: EventFiles) -> None:
+        super().__init__(path, warn)
+        self._events = events
+        events.logs.append(path)
+        events.rewrite()
+
+    def write(self, **entry: Any) -> None:
+        super().write(**entry)
+        self._events.add(entry)
+
+    def rewind(self, step: int) -> None:
+        super().rewind(step)
+        self._events.rewrite()
+
+    def flush_to_disk(self) -> None:
+        super().flush_to_disk()
+        self._events.flush()
+
+    def close(self) -> None:
+        super().close()
+        self._events.close()
