@@ -176,7 +176,7 @@ def test_a_page_holds_what_a_run_left(tmp_path):
 )  # fmt: skip
 def test_whatever_a_run_holds_there_is_a_page(tmp_path, logs):
     folder = write_run(tmp_path / "run", **logs)
-    write_report(folder)
+    write_report(read_record(folder))
     checked(comparison_page([read_record(folder)] * 2))
     page = checked((tmp_path / "run/report.html").read_text())
     assert "Settings" in page.text

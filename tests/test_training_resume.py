@@ -22,6 +22,7 @@ TINY = [
     "--model.n_layer=1", "--model.n_head=2", "--model.n_embd=16", "--model.block_size=8", "--model.dropout=0.1",
     "--tokenizer.vocab_size=270", "--train.batch_size=2", "--train.accumulation=2", "--train.steps=6",
     "--train.eval_interval=2", "--train.sample_interval=3", "--train.sample_tokens=5", "--optim.warmup_steps=2",
+    "--train.layer_interval=1",
 ]  # fmt: skip
 
 

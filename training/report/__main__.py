@@ -16,6 +16,8 @@ import tyro
 from data.files import write_whole
 from training.cli import checked_flags, parse
 from training.errors import SettingsError, UserError, one_line_errors
+from training.report.facts import with_facts
+from training.report.record import read_record
 
 PROGRAM = "-m training.report"
 
@@ -42,15 +44,13 @@ def draw(arguments: Arguments) -> Path:
     if not folders:
         raise SettingsError("expected run folders, got none; python -m training.report runs/default, or runs/*")
 
-    from training.report.comparison import comparison_page  # Bokeh takes a second to import: mistakes are told before
-    from training.report.facts import with_facts
-    from training.report.page import run_page, write_report
-    from training.report.record import read_record
+    records = [with_facts(record) for record in [read_record(folder) for folder in folders]]
 
-    if len(folders) == 1 and not arguments.out:
-        return write_report(folders[0])
-    records = [read_record(folder) for folder in folders]
-    records = [with_facts(record) for record in records]
+    from training.report.comparison import comparison_page  # Bokeh takes a second to import: mistakes are told before
+    from training.report.page import run_page, write_report
+
+    if len(records) == 1 and not arguments.out:
+        return write_report(records[0])
     page = Path(arguments.out or "comparison.html")
     if page.is_dir():
         raise UserError(f"--out must be a file, got the folder {page}; name one in it, as {page / 'comparison.html'}")

@@ -5,9 +5,10 @@ more than a hundredth of the time. What is measured once (baselines, the machine
 not before the first step. A page that can't be drawn or written is told of and left: none is worth a run.
 """
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from tokenizer import Tokenizer
 from training.machine import peak_flops
 from training.report.baselines import measure_baselines
 from training.report.facts import attention_facts
-from training.report.record import read_facts
+from training.report.record import read_facts, read_record
 from training.settings import Settings
 
 SHARE_OF_TIME = 0.01
@@ -48,20 +49,25 @@ class Report:
 
     def sampled(self, step: int, text: str) -> None:
         """The model has written `text` after `step` updates: keep how it attends to it now."""
-        if attention := attention_facts(self.model, self.tokenizer, step, text):
-            self._facts["attention"] = attention
         self._news = True
+        with self._guarded():
+            if attention := attention_facts(self.model, self.tokenizer, step, text):
+                self._facts["attention"] = attention
 
     def refresh(self) -> None:
         """Draw the page if there is news and time for it; between two updates."""
         now = time.monotonic()
         is_due = self._news or now - self._drawn_at > SECONDS_BETWEEN_PAGES
-        if is_due and now >= self._allowed_at and not self._failed:
-            self._guarded(lambda: self._draw(live=True))
+        if is_due and now >= self._allowed_at:
+            with self._guarded():
+                self._draw(live=True)
 
     def finish(self) -> Path | None:
         """Draw the last page, and loss.png; returns the page, None where that went wrong."""
-        return self._guarded(lambda: self._draw(live=False))
+        self._failed = False  # this one is worth a word of its own
+        with self._guarded():
+            return self._draw(live=False)
+        return None
 
     def _draw(self, live: bool) -> Path:
         from training.report.page import write_report  # Bokeh takes a second to import: not before the first step
@@ -69,8 +75,8 @@ class Report:
         self._measure()
         began = time.monotonic()
         write_whole(self.folder / "report.json", json.dumps(self._facts))
-        page = write_report(self.folder, live)
-        self._news = False
+        page = write_report(read_record(self.folder), live)
+        self._news = self._failed = False
         self._drawn_at = time.monotonic()
         self._allowed_at = self._drawn_at + (self._drawn_at - began) / SHARE_OF_TIME
         return page
@@ -85,10 +91,15 @@ class Report:
         self._facts["flops_per_token"] = flops_per_token(self.model.config)
         self._facts["peak_flops"] = peak_flops(train.precision)
 
-    def _guarded(self, work: Callable[[], Path]) -> Path | None:
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Whatever goes wrong in here is told once, and tried again after a while: the run is worth more."""
         try:
-            return work()
-        except Exception as error:  # whatever it is, the run is worth more
+            yield
+        except Exception as error:
+            if not self._failed:
+                self.note(
+                    f"the report could not be written ({str(error) or type(error).__name__}); the run goes on without"
+                )
             self._failed = True
-            self.note(f"the report could not be written ({error or type(error).__name__}); the run goes on without")
-            return None
+            self._allowed_at = time.monotonic() + SECONDS_BETWEEN_PAGES

@@ -11,10 +11,9 @@ from bokeh.plotting import figure
 from data.files import write_whole
 from model import GPTConfig
 from training.report.charts import run_charts
-from training.report.facts import with_facts
 from training.report.html import chart_place, document, foldable, heading, paragraph, section, table, tiles
 from training.report.picture import loss_picture
-from training.report.record import Record, read_record
+from training.report.record import Record
 from training.report.thinning import MOST_POINTS, thin_list
 
 MOST_SAMPLES = 24
@@ -22,18 +21,17 @@ MOST_CHARACTERS = 4000  # of a sample
 MOST_NAMED = 12  # steps in a list of bad ones
 
 
-def write_report(folder: Path, live: bool = False) -> Path:
-    """Write report.html into a run folder from what lies there, and loss.png unless `live`; returns the page.
+def write_report(record: Record, live: bool = False) -> Path:
+    """Write report.html into the folder of a run, and loss.png unless `live`; returns the page.
 
     live   the run is going on: the page shows its newest self by and by
 
-    Raises UserError where the folder holds no run, OSError where it can't be written.
+    Raises OSError where the folder can't be written.
     """
-    record = with_facts(read_record(folder))
-    page = folder / "report.html"
+    page = record.folder / "report.html"
     write_whole(page, run_page(record, live))
     if not live:
-        (folder / "loss.png").write_bytes(loss_picture(record))
+        (record.folder / "loss.png").write_bytes(loss_picture(record))
     return page
 
 
