@@ -1,0 +1,96 @@
+"""Small runs in this process, for tests of what a run promises: what it must repeat, and ways to disturb it."""
+
+import contextlib
+import os
+import signal
+
+import pytest
+
+import train
+from training import trainer
+from training.checkpoint import Checkpoints
+from training.metrics import read_lines
+from training.run import Run
+from training.screen import Screen
+from training.settings import parse_settings
+
+TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom.\n" * 60
+TINY = [
+    "--model.n_layer=1", "--model.n_head=2", "--model.n_embd=16", "--model.block_size=8", "--model.dropout=0.1",
+    "--tokenizer.vocab_size=270", "--train.batch_size=2", "--train.accumulation=2", "--train.steps=6",
+    "--train.eval_interval=2", "--train.sample_interval=3", "--train.sample_tokens=5", "--optim.warmup_steps=2",
+]  # fmt: skip
+
+
+def run_in_process(folder, *flags):
+    """Run train.py here; returns its exit code. The report is left out: it takes longer than the run."""
+    settings = parse_settings([*TINY, "--out", str(folder), *flags])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "write_report", lambda folder, *rest: folder / "report.html", raising=False)
+        with Screen(settings) as screen, Run.open(settings, screen.note) as run:
+            return train.train(settings, screen, run)
+
+
+def resume_flags(folder):
+    """--resume, where there is something to go on with."""
+    return ["--resume"] if (folder / "config.toml").exists() else []
+
+
+def record(folder):
+    """All that a run promises to repeat: its logs but for the clock, and the weights and moments at its end."""
+    logs = [
+        {key: repr(value) for key, value in entry.items() if key != "tokens_per_second"}  # nan is not nan
+        for name in ("metrics.jsonl", "samples.jsonl")
+        for entry in read_lines(folder / name)
+    ]
+    checkpoints = Checkpoints(folder / "checkpoints")
+    last = checkpoints.path(checkpoints.steps()[-1])
+    files = [(last / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors", "state.json")]
+    return logs, files, checkpoints.best_step()
+
+
+class Crash(BaseException):
+    """Nothing catches this."""
+
+
+def at_call(patch, owner, name, call, action, after=False):
+    """Have `action` happen before or after the `call`-th call of a function."""
+    original, calls = getattr(owner, name), 0
+
+    def disturbed(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call and not after:
+            action()
+        result = original(*args, **kwargs)
+        if calls == call and after:
+            action()
+        return result
+
+    patch.setattr(owner, name, disturbed)
+
+
+def crash():
+    """As if the process were killed."""
+    raise Crash
+
+
+def terminate():
+    """SIGTERM, to ourselves."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def full_disk(path):
+    """No file under `path` can grow meanwhile: what is written is refused with ENOSPC, after a few bytes.
+
+    Needs the right to mount: a small tmpfs, filled up. (See `small_disk`.)
+    """
+    ballast = path / ".ballast"
+    with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    try:
+        yield
+    finally:
+        ballast.unlink()
