@@ -134,9 +134,14 @@ class Checkpoints:
             marker = read_json(folder / MARKER)
             if marker["format"] != 1:
                 raise ValueError(f"its format is {marker['format']!r:.20}, expected 1")
-            for name in FILES:
-                if (folder / name).stat().st_size != marker["files"][name]["bytes"]:
+            sizes = {name: (folder / name).stat().st_size for name in FILES}
+            for name, size in sizes.items():
+                if size != marker["files"][name]["bytes"]:
                     raise CheckpointError(f"{folder / name} is damaged: its size is not what was written")
+            if sum(sizes.values()) > _memory_bytes():  # before it is read for its checksums
+                raise CheckpointError(
+                    f"{folder} takes {sum(sizes.values()):,} bytes, this machine has {_memory_bytes():,} of memory"
+                )
             state = read_json(folder / "state.json")
             _vouch(folder / "state.json", marker)
             if state["step"] != step:
@@ -205,6 +210,14 @@ def _size_and_hash(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _memory_bytes() -> float:
+    """The memory of this machine; no limit where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def _vouch(path: Path, marker: Mapping[str, Any]) -> None:

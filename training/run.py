@@ -215,7 +215,7 @@ def load_for_generation(folder: Path, which: str = "best") -> tuple[GPT, Tokeniz
     """
     if not folder.is_dir():
         raise UserError(f"there is no run folder {folder}; train one with train.py --out {folder}")
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", layout=layout)
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"{folder} holds no checkpoint; train.py leaves one there (see --train.eval_interval)")

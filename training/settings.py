@@ -183,6 +183,8 @@ SECTIONS: dict[str, type] = {
     "optim": OptimSettings, "train": TrainSettings,
 }  # fmt: skip
 MAX_TOML_BYTES = 1 << 16
+# tomllib takes memory with the square of a key's length: 60 kB of "a.a.a." become 3.6 GB. Ours have two parts.
+_LONG_KEY = re.compile(r"""(?:\.\s*(?:[\w-]+|"[^"\n]*"|'[^'\n]*')\s*){16}""")
 _KEYS = {f"{section}.{f.name}": f for section, kind in SECTIONS.items() for f in fields(kind)}
 _BOOLEANS = {key for key, f in _KEYS.items() if isinstance(f.default, bool)}
 
@@ -234,7 +236,10 @@ def newest_run(parent: Path, pattern: str = "*") -> Path | None:
 def _flags_of_toml(path: Path) -> list[str]:
     """A TOML file as the flags it stands for. Raises SettingsError that names the file and the key."""
     try:
-        content = tomllib.loads(read_bounded(path, MAX_TOML_BYTES).decode("utf-8"))
+        text = read_bounded(path, MAX_TOML_BYTES).decode("utf-8")
+        if _LONG_KEY.search(text):
+            raise ValueError("it holds a key of more than 16 parts")
+        content = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path} is not TOML: it is not UTF-8 at byte {error.start}") from error
     except ValueError as error:
