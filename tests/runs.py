@@ -81,15 +81,12 @@ def terminate():
 
 
 @contextlib.contextmanager
-def full_disk(path):
-    """No file under `path` can grow meanwhile: what is written is refused with ENOSPC, after a few bytes.
-
-    Needs the right to mount: a small tmpfs, filled up. (See `small_disk`.)
-    """
-    ballast = path / ".ballast"
+def full_disk(disk, spare_bytes=0):
+    """A disk, mounted at `disk`, has no more than `spare_bytes` left meanwhile."""
+    ballast = disk / ".ballast"
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize
     with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
-        while True:
-            file.write(b"x" * 4096)
+        file.write(b"x" * max(0, free - spare_bytes))
     try:
         yield
     finally:

@@ -92,8 +92,7 @@ class Checkpoints:
         try:
             if not self.folder.parent.is_dir():
                 raise CheckpointError(
-                    f"can't write the checkpoint of step {step}: the run folder {self.folder.parent} is gone; "
-                    f"put it back where it was"
+                    f"can't write the checkpoint of step {step}: the run folder {self.folder.parent} is gone"
                 )
             self.folder.mkdir(exist_ok=True)
             remove_leftovers(self.folder)
@@ -115,8 +114,7 @@ class Checkpoints:
             kept = self.steps()
             raise CheckpointError(
                 f"can't write the checkpoint of step {step} in {self.folder}: {_reason(error)}; "
-                f"{f'that of step {kept[-1]} is intact' if kept else 'there is none yet'}; "
-                f"make room or mend the folder, then go on with --resume"
+                f"{f'that of step {kept[-1]} is intact' if kept else 'there is none yet'}"
             ) from error
         return target
 
@@ -154,7 +152,9 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{folder} is damaged: {_reason(error)}") from error
 
-    def newest(self, warn: Callable[[str], None], among: Callable[[int], bool] = lambda step: True) -> Checkpoint | None:
+    def newest(
+        self, warn: Callable[[str], None], among: Callable[[int], bool] = lambda step: True
+    ) -> Checkpoint | None:
         """The last checkpoint that is sound, None if there never was one; damaged ones are told to `warn`.
 
         among   which steps count
@@ -229,6 +229,8 @@ def _vouch(path: Path, marker: Mapping[str, Any]) -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"{error} is missing"
+    if isinstance(error, SafetensorError) and (match := re.search(r"I/O error: (.+) \(os error", f"{error}")):
+        return match[1]
     return getattr(error, "strerror", None) or f"{error}" or type(error).__name__
 
 

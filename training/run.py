@@ -72,7 +72,7 @@ class Run:
             checkpoints = Checkpoints(folder / "checkpoints", settings.train.keep_checkpoints, layout)
             try:
                 checkpoints.folder.mkdir(exist_ok=True)
-                for each in (folder, checkpoints.folder):
+                for each in (folder, checkpoints.folder, folder / "tokens", folder / "bad-steps"):
                     remove_leftovers(each)
                 write_whole(folder / "config.toml", settings.to_toml())
                 flush_folder(folder.parent)

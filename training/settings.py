@@ -132,7 +132,7 @@ class TrainSettings:
     keep_checkpoints: int = 2
     """How many of the last checkpoints stay; the best one always does."""
     on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
-    """A loss or gradient that is not finite or spikes: stop | leave it out | go back to a checkpoint and leave it out."""
+    """A loss or gradient that is not finite or spikes: stop | leave it out | go back, and leave it out."""
     spike_sigma: float = 0.0
     """A loss or gradient norm this many deviations above the mean of the last 128 steps is a spike; 0: none is."""
     max_bad_steps: int = 5

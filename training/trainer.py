@@ -198,12 +198,12 @@ class Trainer:
                 log.flush_to_disk()
             self.run.checkpoints.save(step, *arrays, state, spare=targets)
         except (OSError, CheckpointError) as error:
-            failure = error if isinstance(error, UserError) else CheckpointError(
-                f"can't write the checkpoint of step {step}: {error.filename}: {error.strerror}; make room there"
+            what = f"{error}" if isinstance(error, UserError) else (
+                f"can't write the checkpoint of step {step}: {error.filename}: {error.strerror}"
             )  # fmt: skip
             if must:
-                raise failure from error
-            self.screen.note(f"{failure} (training goes on and tries again)")
+                raise CheckpointError(f"{what}; make room or mend the folder, then go on with --resume") from error
+            self.screen.note(f"{what}; training goes on and tries again")
         else:
             self.saved_step = step
 
@@ -222,10 +222,9 @@ class Trainer:
         )
         self.screen.evaluation(step, scored.loss, scored.bits_per_byte, is_best)
         if is_best:
-            best = {"step": step, "loss": scored.loss}
             try:
-                self.run.checkpoints.mark_best(**best)
-                self.best = best
+                self.run.checkpoints.mark_best(step, scored.loss)
+                self.best = {"step": step, "loss": scored.loss}
             except OSError as error:
                 self.screen.note(f"can't mark step {step} as the best: {error.strerror}")
 
