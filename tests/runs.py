@@ -1,8 +1,10 @@
 """Small runs in this process, for tests of what a run promises: what it must repeat, and ways to disturb it."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
+import sys
 
 import pytest
 
@@ -22,13 +24,51 @@ TINY = [
 ]  # fmt: skip
 
 
+_fsync = os.fsync
+
+
 def run_in_process(folder, *flags):
     """Run train.py here; returns its exit code. The report is left out: it takes longer than the run."""
     settings = parse_settings([*TINY, "--out", str(folder), *flags])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "write_report", lambda folder, *rest: folder / "report.html", raising=False)
+        if os.fsync is _fsync:  # a power cut can't be tested, a kill loses nothing unflushed, and disks are slow
+            patch.setattr(os, "fsync", lambda descriptor: None)
         with Screen(settings) as screen, Run.open(settings, screen.note) as run:
             return train.train(settings, screen, run)
+
+
+# A server that has imported everything, but run no kernel yet, forks processes in milliseconds.
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["runs"])
+
+
+def start_process(folder, *flags, die_at=0):
+    """The same in a process of its own, which `die_at` has killed before it touches a file of the run so many times."""
+    process = _server.Process(target=_run_and_exit, args=(str(folder), list(map(str, flags)), die_at))
+    process.start()
+    return process
+
+
+def _run_and_exit(folder, flags, die_at):
+    if die_at:
+        _die_at(die_at, folder)
+    sys.exit(run_in_process(folder, *flags))
+
+
+def _die_at(operation, folder):
+    count = 0
+
+    def watch(event, arguments):
+        nonlocal count
+        if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate") and any(
+            isinstance(argument, (str, os.PathLike)) and str(argument).startswith(folder) for argument in arguments
+        ):
+            count += 1
+            if count == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
 
 
 def resume_flags(folder):

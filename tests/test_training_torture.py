@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import TEXT, record, resume_flags, run_in_process
+from runs import TEXT, record, resume_flags, run_in_process, start_process
 
 from training.checkpoint import Checkpoints
 from training.errors import CheckpointError
@@ -37,17 +37,26 @@ def place(tmp_path_factory):
     return place
 
 
-def start(place, *flags, **options):
+def start(place, *flags):
+    """`python train.py` as a user calls it."""
     command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--data", "text.txt", *map(str, flags)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
 def finish(process):
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
+
+
+def finish_run(folder, *flags):
+    """The rest of a run, in a process of its own; its record."""
+    process = start_process(folder, *flags, *resume_flags(folder))
+    process.join()
+    assert process.exitcode == 0
+    return record(folder)
 
 
 def sound_steps(folder):
@@ -65,32 +74,47 @@ def in_a_checkpoint(folder):
 
 
 def killed_again_and_again(place, name, kills, steps, seed):
-    """A run that is killed so often, three times of four while a checkpoint is written; then finished."""
+    """A run that is killed so often, three times of four while a checkpoint is written; then finished.
+
+    Returns how many kills left a checkpoint half written, and the step of the last checkpoint before the end.
+    """
     chance, folder = random.Random(seed), place / name
-    flags = [f"--train.steps={steps}", "--train.eval_interval=2", "--train.eval_tokens=64", "--optim.schedule=constant"]
-    newest, windows, lines = 0, 0, folder / "metrics.jsonl"
+    flags = [*SMALL, "--data", str(place / "text.txt"), f"--train.steps={steps}", "--train.eval_interval=2",
+             "--train.eval_tokens=64", "--optim.schedule=constant"]  # fmt: skip
+    half_written = newest = 0
     for kill in range(kills):
-        process = start(place, *flags, "--out", folder, *resume_flags(folder))
-        aims_at_checkpoint = chance.random() < 0.75
+        process = start_process(folder, *flags, *resume_flags(folder))
         goal = newest + chance.randint(1, 2 * steps // kills)
-        while process.poll() is None:
-            done = sum(1 for _ in read_lines(lines)) if lines.exists() else 0
-            if done >= goal and (in_a_checkpoint(folder) or not aims_at_checkpoint):
+        in_checkpoint = chance.random() < 0.75
+        while process.is_alive():
+            if steps_done(folder) >= goal and (is_saving(folder) or not in_checkpoint):
                 break
-        time.sleep(chance.random() * 0.01)
-        windows += in_a_checkpoint(folder)
+            time.sleep(0.0005)
+        time.sleep(chance.random() * 0.005)
         process.kill()
-        process.communicate()
-        steps_now = sound_steps(folder)  # raises if one is listed and not whole
-        assert (steps_now or [0])[-1] >= newest, f"kill {kill}: a checkpoint is gone"
-        newest = (steps_now or [0])[-1]
-    code, out, err = finish(start(place, *flags, "--out", folder, "--resume"))
-    assert (code, err) == (0, ""), out
-    code, out, err = finish(start(place, *flags, "--out", place / f"{name}-whole"))
-    assert (code, err) == (0, ""), out
-    assert record(folder) == record(place / f"{name}-whole")
+        process.join()
+        half_written += is_saving(folder)
+        steps_now = sound_steps(folder) or [0]  # raises if one is listed and not whole
+        assert steps_now[-1] >= newest, f"kill {kill}: a checkpoint is gone"
+        newest = steps_now[-1]
+    killed = finish_run(folder, *flags)
     assert not list(folder.rglob(".*"))
-    return windows, newest
+    assert killed == finish_run(place / f"{name}-whole", *flags)
+    return half_written, newest
+
+
+def is_saving(folder):
+    """Whether a checkpoint is half written."""
+    return any(folder.glob("checkpoints/.*.part"))
+
+
+def steps_done(folder):
+    """By the log, as far as it goes."""
+    try:
+        lines = (folder / "metrics.jsonl").read_bytes().splitlines()
+        return json.loads(lines[-1])["step"] if lines else 0
+    except (OSError, ValueError):
+        return 0
 
 
 def test_killed_in_its_checkpoints_it_is_the_run_that_never_was(place):
@@ -98,29 +122,28 @@ def test_killed_in_its_checkpoints_it_is_the_run_that_never_was(place):
 
 
 @pytest.mark.torture
-def test_sixty_kills(place, record_property):
-    windows, newest = killed_again_and_again(place, "many", kills=60, steps=600, seed=2)
-    print(f"\n60 SIGKILLs, {windows} of them with a checkpoint half written; the last at step {newest} of 600")
+def test_sixty_kills(place):
+    half_written, newest = killed_again_and_again(place, "many", kills=60, steps=600, seed=2)
+    print(f"\n60 SIGKILLs, {half_written} of which left a checkpoint half written; the last after step {newest} of 600")
+    assert half_written > 10
 
 
 @pytest.mark.torture
 def test_killed_at_every_single_operation_on_a_file(place):
-    """A run of four steps ends itself by SIGKILL before the first, the second, … opening, renaming, removing of a file."""
-    flags = [*SMALL, "--data", str(place / "text.txt"), "--train.steps=4", "--train.eval_interval=1"]
-    assert run_in_process(place / "whole", *flags) == 0
-    expected = record(place / "whole")
+    """A run of three steps is killed before the first, the second, … opening, renaming, removing of a file of it."""
+    flags = [*SMALL, "--data", str(place / "text.txt"), "--train.steps=3", "--train.eval_interval=1"]
+    expected = finish_run(place / "whole", *flags)
     operation = 0
     while True:
         operation += 1
         folder = place / f"operation-{operation}"
-        command = [sys.executable, __file__, str(operation), str(folder), *flags]
-        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert process.returncode in (0, -signal.SIGKILL), process.stderr
+        process = start_process(folder, *flags, die_at=operation)
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
         sound_steps(folder)
-        assert run_in_process(folder, *flags, *resume_flags(folder)) == 0
-        assert record(folder) == expected
+        assert finish_run(folder, *flags) == expected
         assert not list(folder.rglob(".*"))
-        if process.returncode == 0:
+        if process.exitcode == 0:
             break
     print(f"\nkilled before each of {operation - 1} operations on files")
     assert operation > 50
@@ -201,37 +224,29 @@ def test_no_sound_checkpoint_is_said_in_a_line(place):
 LONG = ["--train.steps=100000", "--optim.schedule=constant", "--train.eval_interval=7", "--train.eval_tokens=64"]
 
 
-def stopped_and_resumed(place, name, times, seed):
-    """Signals at random moments: each saves what was done. Returns the largest time from signal to end."""
-    chance, folder, slowest = random.Random(seed), place / name, 0.0
-    for number in range(times):
-        process = start(place, *LONG, "--out", folder, *resume_flags(folder))
-        before = sum(1 for _ in read_lines(folder / "metrics.jsonl"))
-        while process.poll() is None and sum(1 for _ in read_lines(folder / "metrics.jsonl")) < before + 3:
+@pytest.mark.torture
+def test_twenty_signals(place):
+    """At random moments: each saves what was done, and the whole is the run that was never stopped."""
+    chance, folder, slowest = random.Random(3), place / "signals", 0.0
+    flags = [*SMALL, "--data", str(place / "text.txt"), *LONG]
+    for number in range(20):
+        before = steps_done(folder)
+        process = start_process(folder, *flags, *resume_flags(folder))
+        while process.is_alive() and steps_done(folder) < before + 3:
             time.sleep(0.01)
         time.sleep(chance.random() * 0.1)
         sent = signal.SIGTERM if number % 2 else signal.SIGINT
         began = time.monotonic()
-        process.send_signal(sent)
-        code, out, err = finish(process)
+        os.kill(process.pid, sent)
+        process.join()
         slowest = max(slowest, time.monotonic() - began)
-        assert code == 128 + sent, err
+        assert process.exitcode == 128 + sent
         done = [entry["step"] for entry in read_lines(folder / "metrics.jsonl") if entry["split"] == "train"]
         assert done == list(range(1, len(done) + 1))
-        assert sound_steps(folder)[-1] == len(done) == int(re.search(r"saved at step (\d+)", out)[1])
-    return slowest, len(done)
-
-
-@pytest.mark.torture
-def test_twenty_signals(place):
-    slowest, steps = stopped_and_resumed(place, "signals", 20, seed=3)
-    flags = [flag.replace("100000", str(steps)) for flag in LONG]
-    code, out, err = finish(start(place, *flags, "--out", place / "signals", "--resume"))
-    assert (code, err) == (0, ""), out
-    code, out, err = finish(start(place, *flags, "--out", place / "signals-whole"))
-    assert (code, err) == (0, ""), out
-    assert record(place / "signals") == record(place / "signals-whole")
-    print(f"\n20 signals; from each to the end of the process at most {slowest:.1f} s")
+        assert sound_steps(folder)[-1] == len(done)
+    flags.append(f"--train.steps={len(done)}")
+    assert finish_run(folder, *flags) == finish_run(place / "signals-whole", *flags)
+    print(f"\n20 signals over {len(done)} steps; from each to the end of the process at most {slowest:.1f} s")
 
 
 @pytest.mark.parametrize("first, second", [("SIGINT", "SIGINT"), ("SIGINT", "SIGTERM"), ("SIGTERM", "SIGINT")])
@@ -304,25 +319,3 @@ def test_the_same_bits_for_any_number_of_threads(place, precision):
     assert all(each == seen[0] for each in seen)
     weights = Checkpoints(place / f"{precision}-1/checkpoints").load(30).model()
     assert all(np.isfinite(array).all() for array in weights.values())
-
-
-def _die_at(operation, folder):
-    """Have this process killed before the `operation`-th time that it touches a file of the run."""
-    count = 0
-
-    def watch(event, arguments):
-        nonlocal count
-        if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate") and any(
-            isinstance(argument, (str, os.PathLike)) and str(argument).startswith(folder) for argument in arguments
-        ):
-            count += 1
-            if count == operation:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(watch)
-
-
-if __name__ == "__main__":  # the process of test_killed_at_every_single_operation_on_a_file
-    sys.path.insert(0, str(ROOT))
-    _die_at(int(sys.argv[1]), sys.argv[2])
-    sys.exit(run_in_process(sys.argv[2], *sys.argv[3:]))

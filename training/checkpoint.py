@@ -99,7 +99,7 @@ class Checkpoints:
             aside.mkdir()
             save_file(_contiguous(model), aside / ARRAYS[0])
             save_file(_contiguous(optimizer), aside / ARRAYS[1])
-            write_whole(aside / "state.json", json.dumps({"step": step, **state}, indent=1))
+            (aside / "state.json").write_text(json.dumps({"step": step, **state}, indent=1), encoding="utf-8")
             vouched = {"format": 1, "files": {name: _size_and_hash(aside / name) for name in FILES}}
             write_whole(aside / MARKER, json.dumps(vouched, indent=1))
             self.remove(step)  # a damaged one
