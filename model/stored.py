@@ -59,7 +59,7 @@ def read_header(path: Path) -> dict[str, Stored]:
     end = 8 + length
     for name, stored in sorted(found.items(), key=lambda item: (item[1].start, item[1].n_bytes)):
         if stored.start != end:
-            raise ValueError(f"{path} is damaged or no safetensors file: {name} overlaps another array, or leaves a gap")
+            raise ValueError(f"{path} is damaged or no safetensors file: {name} overlaps another array or leaves a gap")
         end += stored.n_bytes
     if end != size:
         raise ValueError(f"{path} is damaged or no safetensors file: it has {size:,} bytes, its header says {end:,}")

@@ -161,8 +161,9 @@ def vouch(folder):
     path = folder / CHECKPOINT / "complete.json"
     marker = json.loads(path.read_text())
     for name in marker["files"]:
-        size = (folder / CHECKPOINT / name).stat().st_size
-        marker["files"][name] = {"bytes": size, "sha256": ""} if size > MAX_BYTES else _size_and_hash(path.parent / name)
+        size = (path.parent / name).stat().st_size
+        is_huge = size > MAX_BYTES
+        marker["files"][name] = {"bytes": size, "sha256": ""} if is_huge else _size_and_hash(path.parent / name)
     path.write_text(json.dumps(marker))
 
 
@@ -251,15 +252,19 @@ def test_a_file_of_a_run_that_was_harmed_is_refused(folder, name, harm):
 
 def test_an_empty_configuration_is_another_runs(folder):
     (folder / "config.toml").write_bytes(b"")
-    with pytest.raises(UserError, match="where data.source is"):
+    with pytest.raises(UserError, match=r"where data\.source is"):
         run_in_process(folder, "--resume", "--data=other.txt")
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "[model]\nn_layer = " + "9" * 5000, "a = " + "[" * 60_000, '[model]\nx = "' + "\\" * 60_000,
-        "a." * 30_000 + "b = 1", "[" + "a." * 30_000 + "b]", "x = {" + "'!' . \"\"." * 8_000 + "b = 1}",
+        "[model]\nn_layer = " + "9" * 5000,
+        "a = " + "[" * 60_000,
+        '[model]\nx = "' + "\\" * 60_000,
+        "a." * 30_000 + "b = 1",
+        "[" + "a." * 30_000 + "b]",
+        "x = {" + "'!' . \"\"." * 8_000 + "b = 1}",
     ],
     ids=["a huge number", "nested", "cut off", "dotted", "dotted section", "dotted and quoted"],
 )

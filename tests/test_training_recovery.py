@@ -171,7 +171,7 @@ POISON = {"one": {7}, "two": {4, 8}, "row": {1, 4, 5, 7, 9, 10}}
 
 
 def cut_off_and_resumed(run, folder, flags, draws, actions):
-    """A run with poison that is disturbed at the calls of `update` that `actions` names, each time resumed; its record."""
+    """The record of a poisoned run that is disturbed at the calls of `update` in `actions`, and resumed each time."""
     for call, action in [*actions, (0, crash)]:
         with pytest.MonkeyPatch.context() as patch:
             poison(patch, draws, nan_backward)

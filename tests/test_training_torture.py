@@ -1,7 +1,7 @@
 """Fault injection with real processes and real bytes: killed at any moment, torn anywhere, nothing is lost.
 
-    make test       a share of it
-    make torture    all of it; docs/reliability.md has the figures
+make test       a share of it
+make torture    all of it; docs/reliability.md has the figures
 """
 
 import json
@@ -310,9 +310,9 @@ def test_the_same_bits_for_any_number_of_threads(place, precision):
     for threads in (1, 2, 3, 5):
         folder = place / f"{precision}-{threads}"
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": str(threads)}
-        flags = ["--data", "text.txt", "--out", folder, "--train.steps=30", f"--train.precision={precision}",
-                 "--model.n_layer=2", "--model.n_embd=64", "--model.block_size=64", "--tokenizer.vocab_size=300"]  # fmt: skip
-        command = [sys.executable, str(ROOT / "train.py"), *map(str, flags)]
+        flags = ["--data", "text.txt", "--out", folder, "--train.steps=30", f"--train.precision={precision}"]
+        shape = ["--model.n_layer=2", "--model.n_embd=64", "--model.block_size=64", "--tokenizer.vocab_size=300"]
+        command = [sys.executable, str(ROOT / "train.py"), *map(str, [*flags, *shape])]
         done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         seen.append(record(folder))
