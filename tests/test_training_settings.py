@@ -120,7 +120,8 @@ def test_the_ready_made_configurations_are_valid(path):
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("30min", 1800), ("2h", 7200), ("1h30min", 5400), ("1h 5s", 3605), ("0.5h", 1800)]
+    ("text", "seconds"),
+    [("90s", 90), ("30min", 1800), ("2h", 7200), ("1h30min", 5400), ("1h 5s", 3605), ("0.5h", 1800)],
 )
 def test_times_are_spelled_with_units(text, seconds):
     assert seconds_of(text) == seconds
