@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from safetensors import SafetensorError
+
 import autograd as ag
 from data import Tokens, split
 from model import GPT
@@ -64,8 +66,12 @@ class Trainer:
         self.bad = {"count": 0, "step": -1}  # bad steps since a step beyond the last of them succeeded; that step
         self.metrics, self.samples = (MetricsLog(path, screen.note) for path in (run.metrics_file, run.samples_file))
         if checkpoint := run.checkpoints.newest(screen.note) if run.resumed else None:
-            self._go_to(checkpoint)
-            self.shift, self.bad = checkpoint.state.get("shift", 0), checkpoint.state.get("bad", self.bad)
+            try:
+                self._go_to(checkpoint)
+                self.shift = int(checkpoint.state.get("shift", 0))
+                self.bad = {name: int(checkpoint.state.get("bad", self.bad)[name]) for name in self.bad}
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                raise CheckpointError(f"{checkpoint.folder / 'state.json'} holds something else: {error}") from error
         else:
             for log in (self.metrics, self.samples):
                 log.rewind(0)
@@ -126,8 +132,8 @@ class Trainer:
                 folder, step + 1, draw, bad, found, lr, self.train_ids, block_size, self.tokenizer, settings
             )
             what += f"; recorded in {place}"
-        except OSError as error:
-            what += f"; it can't be recorded: {error.strerror}"
+        except (OSError, SafetensorError) as error:
+            what += f"; it can't be recorded: {getattr(error, 'strerror', None) or error}"
         if settings.on_bad_step == "stop" or self.bad["count"] >= settings.max_bad_steps:
             row = f" after {self.bad['count']} bad steps that were passed over" if self.bad["count"] else ""
             if not found["weight"]:
@@ -162,7 +168,7 @@ class Trainer:
         restore(checkpoint, self.model, self.optimizer, self.belongs_to)
         self.step = self.saved_step = checkpoint.step
         self.watch.load(checkpoint.state.get("recent", {}))
-        self.best = checkpoint.state["best"]
+        self.best = checkpoint.state.get("best")
         checkpoints = self.run.checkpoints
         for step in checkpoints.steps():
             if step > checkpoint.step:  # damaged, or of a way that was left
