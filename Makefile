@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help train test oracles lint bench prove mutate clean
+.PHONY: help train test oracles torture lint bench prove mutate clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ test: $(VENV)/.test ## prove it right (tests that need an oracle of the bench ex
 
 oracles: $(VENV)/.bench ## only the tests that compare with PyTorch, Hugging Face and tiktoken
 	@$(BIN)/python -m pytest -m oracle $(ARGS)
+
+torture: $(VENV)/.test ## kill, tear, poison and fill the disk under hundreds of runs: docs/reliability.md (ten minutes)
+	@$(BIN)/python -m pytest -m torture $(ARGS)
 
 lint: $(VENV)/.test ## style, types and the arrows between rooms
 	@$(BIN)/ruff check .

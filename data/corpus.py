@@ -226,7 +226,7 @@ def tokenize(
                 ids = np.asarray(encode(text))
                 if between and separator is not None:
                     ids = np.concatenate([[separator], ids])
-                data = memoryview(ids.astype(dtype)).cast("B")
+                data = ids.astype(dtype).tobytes()
                 out.write(data)
                 digest.update(data)
                 between = ends_document

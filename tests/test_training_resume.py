@@ -7,23 +7,13 @@ catches. (Processes that are killed are in test_cli_train.py.)
 import os
 
 import pytest
+from runs import TEXT, Crash, at_call, crash, record, resume_flags, run_in_process, terminate
 
 import train
 from training.checkpoint import Checkpoints
 from training.errors import CheckpointError, DivergenceError, SettingsError
 from training.metrics import read_lines
-from training.run import Run
-from training.screen import Screen
-from training.settings import parse_settings
 from training.trainer import Trainer
-
-TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom.\n" * 60
-TINY = [
-    "--model.n_layer=1", "--model.n_head=2", "--model.n_embd=16", "--model.block_size=8", "--model.dropout=0.1",
-    "--tokenizer.vocab_size=270", "--train.batch_size=2", "--train.accumulation=2", "--train.steps=6",
-    "--train.eval_interval=2", "--train.sample_interval=3", "--train.sample_tokens=5", "--optim.warmup_steps=2",
-    "--train.layer_interval=1",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -36,26 +26,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(corpus):
     """Run train.py in this process: run(folder, more flags) → exit code."""
-
-    def run(folder, *flags):
-        settings = parse_settings([*TINY, "--data", str(corpus), "--out", str(folder), *flags])
-        with Screen(settings) as screen, Run.open(settings, screen.note) as run:
-            return train.train(settings, screen, run)
-
-    return run
-
-
-def record(folder):
-    """All that a run promises to repeat: its logs but for the clock, and the weights and moments at its end."""
-    logs = [
-        {key: value for key, value in entry.items() if key != "tokens_per_second"}
-        for name in ("metrics.jsonl", "samples.jsonl")
-        for entry in read_lines(folder / name)
-    ]
-    checkpoints = Checkpoints(folder / "checkpoints")
-    last = checkpoints.path(checkpoints.steps()[-1])
-    files = [(last / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors", "state.json")]
-    return logs, files, checkpoints.best_step()
+    return lambda folder, *flags: run_in_process(folder, "--data", str(corpus), *flags)
 
 
 @pytest.fixture(scope="module")
@@ -63,27 +34,6 @@ def uninterrupted(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     assert run(folder) == 0
     return record(folder)
-
-
-class Crash(BaseException):
-    """Nothing catches this."""
-
-
-def crash_at(patch, owner, name, call, after):
-    """Make the `call`-th call of a function the last thing that happens, before or after its work."""
-    original, calls = getattr(owner, name), 0
-
-    def crashing(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == call and not after:
-            raise Crash
-        result = original(*args, **kwargs)
-        if calls == call:
-            raise Crash
-        return result
-
-    patch.setattr(owner, name, crashing)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -105,9 +55,9 @@ def crash_at(patch, owner, name, call, after):
 def test_a_crash_anywhere_changes_nothing(run, uninterrupted, tmp_path, owner, name, call, after):
     folder = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
-        crash_at(patch, owner, name, call, after)
+        at_call(patch, owner, name, call, crash, after)
         run(folder)
-    assert run(folder, *(["--resume"] if (folder / "config.toml").exists() else [])) == 0
+    assert run(folder, *resume_flags(folder)) == 0
     assert record(folder) == uninterrupted
     assert not list(folder.rglob(".*"))  # no litter
 
@@ -115,7 +65,7 @@ def test_a_crash_anywhere_changes_nothing(run, uninterrupted, tmp_path, owner, n
 def test_a_damaged_last_checkpoint_costs_time_but_no_bit(run, uninterrupted, tmp_path, capsys):
     folder = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
-        crash_at(patch, Trainer, "update", 6, False)
+        at_call(patch, Trainer, "update", 6, crash)
         run(folder)
     os.truncate(folder / "checkpoints/step-00000004/model.safetensors", 100)
     assert run(folder, "--resume") == 0
@@ -123,18 +73,59 @@ def test_a_damaged_last_checkpoint_costs_time_but_no_bit(run, uninterrupted, tmp
     assert record(folder) == uninterrupted
 
 
-@pytest.mark.parametrize("flags", [["--train.eval_interval=0", "--train.sample_interval=1"], ["--train.threads=1"]])
-def test_how_a_run_is_watched_changes_no_bit_of_it(run, uninterrupted, tmp_path, flags):
-    assert run(tmp_path / "run", *flags) == 0
-    (logs, (model, optimizer, _), _), (expected_logs, (expected_model, expected_optimizer, _), _) = (
-        record(tmp_path / "run"), uninterrupted,
-    )  # fmt: skip
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("name", ["update", "save", "evaluate", "sample"])
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_signal_anywhere_saves_and_changes_nothing(run, uninterrupted, tmp_path, name, call, after):
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, Trainer, name, call, terminate, after)
+        code = run(folder)
+    if code:  # it may come too late: with the last sample written, nothing is left to be saved
+        assert code == 143
+        done = [entry["step"] for entry in read_lines(folder / "metrics.jsonl") if entry["split"] == "train"]
+        assert Checkpoints(folder / "checkpoints").steps()[-1] == len(done)  # nothing that was done is lost
+        assert run(folder, "--resume") == 0
+    assert record(folder) == uninterrupted
+
+
+PRECISIONS = ["float32", "bfloat16"]
+WAYS = {
+    "evaluated never, sampled at every step": ["--train.eval_interval=0", "--train.sample_interval=1"],
+    "evaluated at every step, sampled never": ["--train.eval_interval=1", "--train.sample_interval=0"],
+    "on one thread": ["--train.threads=1"],
+}
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def either(request, run, tmp_path_factory):
+    """(flags, record) of an uninterrupted run in either precision."""
+    folder, flags = tmp_path_factory.mktemp("runs") / "run", [f"--train.precision={request.param}"]
+    assert run(folder, *flags) == 0
+    return flags, record(folder)
+
+
+@pytest.mark.parametrize("flags", WAYS.values(), ids=WAYS.keys())
+def test_how_a_run_is_watched_changes_no_bit_of_it(run, either, tmp_path, flags):
+    same, (expected_logs, (expected_model, expected_optimizer, _), _) = either
+    assert run(tmp_path / "run", *same, *flags) == 0
+    logs, (model, optimizer, _), _ = record(tmp_path / "run")
     assert (model, optimizer) == (expected_model, expected_optimizer)
 
     def losses(log):
-        return [entry["loss"] for entry in log if entry.get("split") == "train"]
+        return [(entry["loss"], entry["grad_norm"]) for entry in log if entry.get("split") == "'train'"]
 
-    assert losses(logs) == losses(expected_logs)
+    assert losses(logs) == losses(expected_logs) != []
+
+
+def test_in_bfloat16_too_a_crash_changes_nothing(run, tmp_path):
+    flags = ["--train.precision=bfloat16"]
+    assert run(tmp_path / "whole", *flags) == 0
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+        at_call(patch, Trainer, "update", 4, crash)
+        run(tmp_path / "killed", *flags)
+    assert run(tmp_path / "killed", "--resume") == 0
+    assert record(tmp_path / "killed") == record(tmp_path / "whole")
 
 
 def test_a_finished_run_can_be_made_longer(run, tmp_path):

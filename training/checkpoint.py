@@ -92,15 +92,14 @@ class Checkpoints:
         try:
             if not self.folder.parent.is_dir():
                 raise CheckpointError(
-                    f"can't write the checkpoint of step {step}: the run folder {self.folder.parent} is gone; "
-                    f"put it back where it was"
+                    f"can't write the checkpoint of step {step}: the run folder {self.folder.parent} is gone"
                 )
             self.folder.mkdir(exist_ok=True)
             remove_leftovers(self.folder)
             aside.mkdir()
             save_file(_contiguous(model), aside / ARRAYS[0])
             save_file(_contiguous(optimizer), aside / ARRAYS[1])
-            write_whole(aside / "state.json", json.dumps({"step": step, **state}, indent=1))
+            (aside / "state.json").write_text(json.dumps({"step": step, **state}, indent=1), encoding="utf-8")
             vouched = {"format": 1, "files": {name: _size_and_hash(aside / name) for name in FILES}}
             write_whole(aside / MARKER, json.dumps(vouched, indent=1))
             self.remove(step)  # a damaged one
@@ -115,8 +114,7 @@ class Checkpoints:
             kept = self.steps()
             raise CheckpointError(
                 f"can't write the checkpoint of step {step} in {self.folder}: {_reason(error)}; "
-                f"{f'that of step {kept[-1]} is intact' if kept else 'there is none yet'}; "
-                f"make room or mend the folder, then go on with --resume"
+                f"{f'that of step {kept[-1]} is intact' if kept else 'there is none yet'}"
             ) from error
         return target
 
@@ -134,9 +132,14 @@ class Checkpoints:
             marker = read_json(folder / MARKER)
             if marker["format"] != 1:
                 raise ValueError(f"its format is {marker['format']!r:.20}, expected 1")
-            for name in FILES:
-                if (folder / name).stat().st_size != marker["files"][name]["bytes"]:
+            sizes = {name: (folder / name).stat().st_size for name in FILES}
+            for name, size in sizes.items():
+                if size != marker["files"][name]["bytes"]:
                     raise CheckpointError(f"{folder / name} is damaged: its size is not what was written")
+            if sum(sizes.values()) > _memory_bytes():  # before it is read for its checksums
+                raise CheckpointError(
+                    f"{folder} takes {sum(sizes.values()):,} bytes, this machine has {_memory_bytes():,} of memory"
+                )
             state = read_json(folder / "state.json")
             _vouch(folder / "state.json", marker)
             if state["step"] != step:
@@ -149,7 +152,9 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{folder} is damaged: {_reason(error)}") from error
 
-    def newest(self, warn: Callable[[str], None], among: Callable[[int], bool] = lambda step: True) -> Checkpoint | None:
+    def newest(
+        self, warn: Callable[[str], None], among: Callable[[int], bool] = lambda step: True
+    ) -> Checkpoint | None:
         """The last checkpoint that is sound, None if there never was one; damaged ones are told to `warn`.
 
         among   which steps count
@@ -207,6 +212,14 @@ def _size_and_hash(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
+def _memory_bytes() -> float:
+    """The memory of this machine; no limit where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
+
+
 def _vouch(path: Path, marker: Mapping[str, Any]) -> None:
     with open(path, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != marker["files"][path.name]["sha256"]:
@@ -216,6 +229,8 @@ def _vouch(path: Path, marker: Mapping[str, Any]) -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"{error} is missing"
+    if isinstance(error, SafetensorError) and (match := re.search(r"I/O error: (.+) \(os error", f"{error}")):
+        return match[1]
     return getattr(error, "strerror", None) or f"{error}" or type(error).__name__
 
 

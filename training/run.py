@@ -72,7 +72,7 @@ class Run:
             checkpoints = Checkpoints(folder / "checkpoints", settings.train.keep_checkpoints, layout)
             try:
                 checkpoints.folder.mkdir(exist_ok=True)
-                for each in (folder, checkpoints.folder):
+                for each in (folder, checkpoints.folder, folder / "tokens", folder / "bad-steps"):
                     remove_leftovers(each)
                 write_whole(folder / "config.toml", settings.to_toml())
                 flush_folder(folder.parent)
@@ -215,7 +215,7 @@ def load_for_generation(folder: Path, which: str = "best") -> tuple[GPT, Tokeniz
     """
     if not folder.is_dir():
         raise UserError(f"there is no run folder {folder}; train one with train.py --out {folder}")
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", layout=layout)
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"{folder} holds no checkpoint; train.py leaves one there (see --train.eval_interval)")

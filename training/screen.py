@@ -2,8 +2,8 @@
 
 At a terminal the last line shows what is going on: first the kernels that are being compiled, then step, loss,
 tokens per second and the time left; everything else scrolls past above it. In a pipe or a log file a line is
-printed every few seconds. Where nobody can be told any more (the terminal has closed, the reader of a pipe has gone, the
-disk of a log file is full), the run goes on in silence.
+printed every few seconds. Where nobody can be told any more (the terminal has closed, the reader of a pipe has gone,
+the disk of a log file is full), the run goes on in silence.
 """
 
 import contextlib

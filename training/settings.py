@@ -136,7 +136,7 @@ class TrainSettings:
     keep_checkpoints: int = 2
     """How many of the last checkpoints stay; the best one always does."""
     on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
-    """A loss or gradient that is not finite or spikes: stop | leave it out | go back, then leave it out."""
+    """A loss or gradient that is not finite or spikes: stop | leave it out | go back, and leave it out."""
     spike_sigma: float = 0.0
     """A loss or gradient norm this many deviations above the mean of the last 128 steps is a spike; 0: none is."""
     max_bad_steps: int = 5
@@ -195,6 +195,8 @@ SECTIONS: dict[str, type] = {
     "optim": OptimSettings, "train": TrainSettings,
 }  # fmt: skip
 MAX_TOML_BYTES = 1 << 16
+# tomllib takes memory with the square of a key's length: 60 kB of "a.a.a." become 3.6 GB. Ours have two parts.
+_LONG_KEY = re.compile(r"""(?:\.\s*(?:[\w-]+|"[^"\n]*"|'[^'\n]*')\s*){16}""")
 _KEYS = {f"{section}.{f.name}": f for section, kind in SECTIONS.items() for f in fields(kind)}
 _BOOLEANS = {key for key, f in _KEYS.items() if isinstance(f.default, bool)}
 
@@ -243,7 +245,10 @@ def newest_run(parent: Path, pattern: str = "*") -> Path | None:
 def _flags_of_toml(path: Path) -> list[str]:
     """A TOML file as the flags it stands for. Raises SettingsError that names the file and the key."""
     try:
-        content = tomllib.loads(read_bounded(path, MAX_TOML_BYTES).decode("utf-8"))
+        text = read_bounded(path, MAX_TOML_BYTES).decode("utf-8")
+        if _LONG_KEY.search(text):
+            raise ValueError("it holds a key of more than 16 parts")
+        content = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path} is not TOML: it is not UTF-8 at byte {error.start}") from error
     except ValueError as error:

@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from safetensors import SafetensorError
+
 import autograd as ag
 from data import Tokens, split
 from model import GPT
@@ -66,8 +68,12 @@ class Trainer:
         open_log = log_opener(run.folder, settings.tensorboard, screen.note)
         self.metrics, self.samples = open_log(run.metrics_file), open_log(run.samples_file)
         if checkpoint := run.checkpoints.newest(screen.note) if run.resumed else None:
-            self._go_to(checkpoint)
-            self.shift, self.bad = checkpoint.state.get("shift", 0), checkpoint.state.get("bad", self.bad)
+            try:
+                self._go_to(checkpoint)
+                self.shift = int(checkpoint.state.get("shift", 0))
+                self.bad = {name: int(checkpoint.state.get("bad", self.bad)[name]) for name in self.bad}
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                raise CheckpointError(f"{checkpoint.folder / 'state.json'} holds something else: {error}") from error
         else:
             for log in (self.metrics, self.samples):
                 log.rewind(0)
@@ -137,8 +143,8 @@ class Trainer:
                 folder, step + 1, draw, bad, found, lr, self.train_ids, block_size, self.tokenizer, settings
             )
             what += f"; recorded in {place}"
-        except OSError as error:
-            what += f"; it can't be recorded: {error.strerror}"
+        except (OSError, SafetensorError) as error:
+            what += f"; it can't be recorded: {getattr(error, 'strerror', None) or error}"
         if settings.on_bad_step == "stop" or self.bad["count"] >= settings.max_bad_steps:
             row = f" after {self.bad['count']} bad steps that were passed over" if self.bad["count"] else ""
             if not found["weight"]:
@@ -174,7 +180,7 @@ class Trainer:
         restore(checkpoint, self.model, self.optimizer, self.belongs_to)
         self.step = self.saved_step = checkpoint.step
         self.watch.load(checkpoint.state.get("recent", {}))
-        self.best = checkpoint.state["best"]
+        self.best = checkpoint.state.get("best")
         checkpoints = self.run.checkpoints
         for step in checkpoints.steps():
             if step > checkpoint.step:  # damaged, or of a way that was left
@@ -210,12 +216,12 @@ class Trainer:
                 log.flush_to_disk()
             self.run.checkpoints.save(step, *arrays, state, spare=targets)
         except (OSError, CheckpointError) as error:
-            failure = error if isinstance(error, UserError) else CheckpointError(
-                f"can't write the checkpoint of step {step}: {error.filename}: {error.strerror}; make room there"
+            what = f"{error}" if isinstance(error, UserError) else (
+                f"can't write the checkpoint of step {step}: {error.filename}: {error.strerror}"
             )  # fmt: skip
             if must:
-                raise failure from error
-            self.screen.note(f"{failure} (training goes on and tries again)")
+                raise CheckpointError(f"{what}; make room or mend the folder, then go on with --resume") from error
+            self.screen.note(f"{what}; training goes on and tries again")
         else:
             self.saved_step = step
 
@@ -235,10 +241,9 @@ class Trainer:
         self.screen.evaluation(step, scored.loss, scored.bits_per_byte, is_best)
         self.report.evaluated()
         if is_best:
-            best = {"step": step, "loss": scored.loss}
             try:
-                self.run.checkpoints.mark_best(**best)
-                self.best = best
+                self.run.checkpoints.mark_best(step, scored.loss)
+                self.best = {"step": step, "loss": scored.loss}
             except OSError as error:
                 self.screen.note(f"can't mark step {step} as the best: {error.strerror}")
 
