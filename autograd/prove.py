@@ -32,12 +32,13 @@ from .typeset import page_of
 __all__ = ["Certificate", "certify", "html", "text"]
 
 COLUMNS = (*CHECKS, "subgradient", "errors")
-UNITS = {"value": "ulp", "float32": "ulp", "linear": "ulp", "aliased": "ulp", "mixed": "ulp", "layout": "ulp",
+UNITS = {"value": "ulp", "float32": "ulp", "bfloat16": "ulp", "dot": "ulp", "linear": "ulp", "aliased": "ulp", "mixed": "ulp", "layout": "ulp",
          "untouched": "arrays"}  # fmt: skip
-DTYPE = {"float32": "float32", "mixed": "float32 × float64", "errors": "any"}  # the others: float64
+DTYPE = {"float32": "float32", "bfloat16": "bfloat16", "mixed": "float32 × float64", "errors": "any"}  # the others: float64
 MEANING = {
     "value": "the result is that of NumPy, or of the definition",
     "float32": "result and gradients in float32 are those of the definition in float64",
+    "bfloat16": "and with matrix products in bfloat16, in its units",
     "derivative": "the gradient is the limit of differences",
     "complex": "the gradient is Im f(x + ih)/h",
     "second": "so is the gradient of the gradient the limit of differences",
@@ -101,6 +102,8 @@ def not_applicable(op: Op, check: str) -> str:
         return "its definition does not hold for complex numbers"
     if check == "float32":
         return "it is about dtypes itself"
+    if check == "bfloat16":
+        return "it multiplies no matrices"
     if check in ("aliased", "mixed"):
         return "fewer than two inputs that it applies to"
     if check == "subgradient":

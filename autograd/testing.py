@@ -112,7 +112,7 @@ class Draw:
         low, high = self._domain[0] if low is None else low, self._domain[1] if high is None else high
         self._arrays += 1  # two arrays are never equal: ties are tested apart
         rng = np.random.default_rng((self._arrays, self._draw(st.integers(0, 2**16))))
-        return self._in_layout(rng.uniform(low, high, shape))
+        return self._in_layout(np.asarray(rng.uniform(low, high, shape)))
 
     def integers(self, low: int, high: int, shape: tuple[int, ...]) -> np.ndarray:
         """int64 numbers from low to high − 1, equal ones among them."""

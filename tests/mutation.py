@@ -310,7 +310,7 @@ def write(results: list[Mutant], again: bool = False) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("files", nargs="*", help="ends of paths, such as softmax.py or ops/loss.py (default: all)")
+    parser.add_argument("files", nargs="*", help="parts of paths, such as softmax.py or ops/ (default: all)")
     parser.add_argument("--sample", type=int, help="mutants of each file (default: all)")
     parser.add_argument("--again", action="store_true", help="only those that survived last time")
     parser.add_argument("--workers", type=int, default=2, help="files that are worked on at the same time")
@@ -319,7 +319,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.test:
         sys.exit(run_tests(arguments.test))
-    chosen = [f for f in files() if not arguments.files or any(f.endswith(end) for end in arguments.files)]
+    chosen = [f for f in files() if not arguments.files or any(part in f for part in arguments.files)]
     last: dict[str, set[str]] = {}
     if arguments.again:
         for module, _, key, _, why in SURVIVOR.findall(TABLE.read_text()):
