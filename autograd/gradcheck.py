@@ -12,6 +12,7 @@ Source: projections as in HIPS autograd's `check_grads`.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -78,6 +79,7 @@ def gradcheck(
     Returns:
         True; on failure raises GradcheckError, or returns False if not `raise_exception`.
     """
+    __tracebackhide__ = True  # pytest shows the caller's line, not these
     inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     try:
         examine(function, inputs, rtol=rtol, atol=atol, step=step, whole=whole, seed=seed)
@@ -107,6 +109,7 @@ def gradgradcheck(
 
     `grad_outputs` are drawn from a seeded normal distribution if left out. See `gradcheck` for the rest.
     """
+    __tracebackhide__ = True
     inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     gradients, arguments = _gradients_of(function, inputs, grad_outputs, seed)
     return gradcheck(
@@ -213,6 +216,19 @@ def _name(function: Callable) -> str:
     return getattr(function, "name", None) or getattr(function, "__name__", None) or type(function).__name__
 
 
+def _input_name(function: Callable, which: int) -> str:
+    """`input 1 (b)`: an input by its number and, where the function's signature tells, its name."""
+    function = getattr(function, "func", function)
+    names = getattr(function, "inputs", ())
+    if not names:
+        try:
+            names = list(inspect.signature(function).parameters)
+        except (TypeError, ValueError):
+            names = ()
+    named = which < len(names) and not getattr(function, "variadic", False) and names[which] != "arguments"
+    return f"input {which} ({names[which]})" if named else f"input {which}"
+
+
 class _Target:
     """A function as a function of one of its inputs, its outputs laid end to end."""
 
@@ -224,6 +240,7 @@ class _Target:
                 alias(x) if isinstance(x, Variable) and x.node is not None else x for x in inputs
             ]
             self.outputs = _outputs(function, self.arguments)
+        self.name = _input_name(function, which)
         self.sizes = [y.array.size for y in self.outputs]
         self.width = sum(self.sizes)
 
@@ -258,7 +275,7 @@ class _Target:
             return np.zeros(self.x.size)
         if g.shape != self.x.shape or g.dtype != self.x.dtype:
             raise GradcheckError(
-                f"input {self.which}: expected a gradient of shape {self.x.shape} and dtype {self.x.dtype}, "
+                f"{self.name}: expected a gradient of shape {self.x.shape} and dtype {self.x.dtype}, "
                 f"got {g.shape} and {g.dtype}",
                 cause="shape",
             )
@@ -329,7 +346,7 @@ def _check_input(
                 combine = lambda y, v=v: np.array([v @ y])
                 _compare(target, target.backward(v)[:, None], target.numeric(step, combine), rtol, atol)
                 raise GradcheckError(
-                    f"derivative with respect to input {target.which} along a random direction: "
+                    f"derivative with respect to {target.name} along a random direction: "
                     f"analytic {a[0]:.12g}, numeric "
                     f"{n.value[0]:.12g} ± {n.bar[0]:.1g}",
                     input=target.which,
@@ -341,7 +358,7 @@ def _check_input(
         return max(worst, key=lambda pair: pair[0] / pair[1])
     except (ValueError, IndexError, TypeError) as error:
         raise GradcheckError(
-            f"`{_name(target.function)}`, input {target.which} of shape {target.x.shape}: the derivative could "
+            f"`{_name(target.function)}`, {target.name} of shape {target.x.shape}: the derivative could "
             f"not be computed: {error}; likely cause: a rule that returns a gradient of another shape than "
             f"its input, broadcast with dout",
             input=target.which,
@@ -386,9 +403,9 @@ def _compare(target: _Target, a: np.ndarray, n: Estimate, rtol: float, atol: flo
     output, element = target.locate(k) if whole else (0, None)
     cause, words = _likely_cause(target, a, n, good, atol)
     index = _index(j, target.x.shape)
+    of_output = f"output {output} at {list(element)}" if element else f"output {output}"
     raise GradcheckError(
-        f"`{_name(target.function)}`: derivative of output {output}{list(element) if element is not None else ''} "
-        f"with respect to input {target.which} at {list(index)}: analytic {a[j, k]:.12g}, "
+        f"`{_name(target.function)}`: derivative of {of_output} with respect to {target.name} at {list(index)}: analytic {a[j, k]:.12g}, "
         f"numeric {n.value[j, k]:.12g} ± {n.bar[j, k]:.1g} "
         f"({int((~good).sum())} of {a.size} derivatives are off)"
         + (f"; likely cause: {words}" if words else ""),
@@ -436,12 +453,9 @@ def _likely_cause(
             if abs(ratios[0] + 1) < 1e-6:
                 return "sign", "a wrong sign"
             return "factor", f"a wrong factor, the rule gives {ratios[0]:.6g} times the derivative"
-    for order in _permutations(target.x.shape):
-        moved = (
-            a.reshape(*target.x.shape, a.shape[1])
-            .transpose(*order, a.ndim - 2 + target.x.ndim)
-            .reshape(a.shape)
-        )
+    shape = target.x.shape
+    for order in _permutations(len(shape)):  # the rule's axes, in whose order its numbers were laid out
+        moved = a.reshape(*(shape[i] for i in order), -1).transpose(*np.argsort(order), len(shape)).reshape(a.shape)
         if np.abs(moved - n.value).max() <= near:
             return "transposed", f"the gradient is transposed: its axes come in the order {order}"
     if a.shape[0] == a.shape[1] and np.abs(a.T - n.value).max() <= near:
@@ -455,12 +469,10 @@ def _likely_cause(
     return "", ""
 
 
-def _permutations(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Orders of the axes, other than the present one, that leave the shape as it is."""
-    if 2 <= len(shape) <= 4:
-        for order in itertools.permutations(range(len(shape))):
-            if order != tuple(range(len(shape))) and tuple(shape[i] for i in order) == shape:
-                yield order
+def _permutations(axes: int) -> Iterator[tuple[int, ...]]:
+    """Orders of a few axes, other than the present one."""
+    if 2 <= axes <= 4:
+        yield from itertools.islice(itertools.permutations(range(axes)), 1, None)
 
 
 def reproduction(function: Callable, inputs: Sequence[Any]) -> str:
@@ -477,12 +489,28 @@ def reproduction(function: Callable, inputs: Sequence[Any]) -> str:
         lines.append(f"x{i} = {text}")
     name = _name(function)
     if name in registry:
+        lines[2:2] = [f"import {module}" for module in _modules(registry[name])]
         arguments = ", ".join([*names, *(f"{key}={literal(value)}" for key, value in params.items())])
         lines.append(f'f = lambda {", ".join(names)}: autograd.registry["{name}"]({arguments})')
     else:
-        lines.append(f"f = ...  # {name}")
+        lines.append(_import_of(function))
     lines.append(f"autograd.gradcheck(f, [{', '.join(names)}])")
     return "\n".join(lines)
+
+
+def _modules(op: Any) -> list[str]:
+    """What must be imported for an operator to be known, besides the library."""
+    return [] if op.__module__.startswith("autograd.") or op.__module__ == "__main__" else [op.__module__]
+
+
+def _import_of(function: Callable) -> str:
+    """A line that makes `f` the function; where there is none, where to look for it."""
+    module, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
+    if name.isidentifier() and module not in ("", "__main__", None):
+        return f"from {module} import {name} as f"
+    code = getattr(function, "__code__", None)
+    where = f", {code.co_filename}:{code.co_firstlineno}" if code else ""
+    return f"f = ...  # {_name(function)}{where}"
 
 
 def literal(value: Any) -> str:

@@ -1,15 +1,15 @@
 """What it means that an operator is proved: a list of checks, each an error beside its bound.
 
     value       the result is what NumPy says (a primitive) or the textbook definition (a fused operator)
-    float32     so are result and gradients in float32, to a few units in the last place
-    bfloat16    and where matrix products round their operands to bfloat16, to a few units of that
     derivative  the gradient is the limit of differences, within their error bar (float64)
     complex     the gradient is Im f(x + ih)/h, to twelve digits (analytic functions)
     second      the gradient's own derivative is the limit of differences
     dot         ⟨Ju, v⟩ = ⟨u, Jᵀv⟩: forward and backward derivative are transposes of each other
     linear      the backward pass is linear in the upstream gradient
-    aliased     one tensor for two inputs gets the sum of their gradients
+    float32     result and gradients in float32 are those of float64, to a few units in the last place
+    bfloat16    and so they are where matrix products round their operands to bfloat16, to a few units of that
     mixed       inputs of different precision give the wider one; each gets a gradient of its own
+    aliased     one tensor for two inputs gets the sum of their gradients
     layout      strides, order and read-only memory of the inputs change nothing
     untouched   neither inputs nor upstream gradient are written to
     subgradient where there is no derivative, that is noticed, and the rule gives what its record says
@@ -40,7 +40,7 @@ import numpy as np
 
 from .differences import complex_step
 from .functional import grad, jvp
-from .gradcheck import GradcheckError, examine, examine_second, literal
+from .gradcheck import GradcheckError, _modules, examine, examine_second, literal
 from .graph import Variable
 from .kernels.bfloat16 import amx_available, matmul_precision
 from .op import Op, Sample, registry
@@ -404,8 +404,9 @@ def subgradient(case: Case) -> Findings:
 
 
 CHECKS: dict[str, Callable[[Case], Findings]] = {
-    "value": value, "float32": float32, "bfloat16": bfloat16, "derivative": derivative, "complex": complex_, "second": second, "dot": dot,
-    "linear": linear, "aliased": aliased, "mixed": mixed, "layout": layout, "untouched": untouched,
+    "value": value, "derivative": derivative, "float32": float32, "bfloat16": bfloat16, "second": second,
+    "complex": complex_, "dot": dot, "linear": linear, "mixed": mixed, "aliased": aliased, "layout": layout,
+    "untouched": untouched,
 }  # fmt: skip
 AT_KINKS = {
     "value": value,
@@ -425,6 +426,7 @@ def prove(op: Op | str, sample: Sample, only: Sequence[str] | None = None) -> di
     Raises:
         ProofError (GradcheckError for derivatives): a check failed.
     """
+    __tracebackhide__ = True
     op = registry[op] if isinstance(op, str) else op
     found: dict[str, Finding] = {}
     name = "computing the result"
@@ -449,8 +451,8 @@ def prove(op: Op | str, sample: Sample, only: Sequence[str] | None = None) -> di
         if name == "complex":
             text += "\n\n(an operator whose definition does not hold for complex numbers says `analytic = False`)"
         if isinstance(error, GradcheckError):
-            raise GradcheckError(text, **vars(error)) from error
-        raise ProofError(text) from error
+            raise GradcheckError(text, **vars(error)) from None
+        raise ProofError(text) from (None if isinstance(error, ProofError) else error)
     return found
 
 
@@ -477,8 +479,9 @@ def _reproduction(op: Op, sample: Sample, check: str) -> str:
     inputs = "".join(f"    {literal(x)},\n" for x in sample.inputs)
     params = ", ".join(f'"{key}": {literal(x)}' for key, x in sample.params.items())
     name = repr(op.name) if registry.get(op.name) is op else op.name
+    declared = "".join(f"import {module}\n" for module in _modules(op))
     return (
         f"import numpy as np\nfrom numpy import array, float32, float64, int64\nfrom autograd.op import Sample\n"
-        f"from autograd.proof import prove\n\nsample = Sample((\n{inputs}), {{{params}}})\n"
+        f"from autograd.proof import prove\n{declared}\nsample = Sample((\n{inputs}), {{{params}}})\n"
         f"prove({name}, sample, only={[check]!r})"
     )
