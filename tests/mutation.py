@@ -52,7 +52,7 @@ PROOFS = {
 }  # fmt: skip
 # Kernel files without a test file of their own name, or with more than one.
 OTHERS = {
-    "arrays": "softmax embedding attention", "ir": "matmul attention", "matrix": "matmul bfloat16",
+    "arrays": "softmax embedding", "ir": "matmul attention", "matrix": "matmul bfloat16",
     "special": "elementary", "elementary": "elementary softmax activation",
 }  # fmt: skip
 INFRASTRUCTURE = {"jit", "memory", "__init__"}  # how kernels are compiled and memory is kept: no arithmetic
