@@ -63,6 +63,7 @@ class ProofError(AssertionError):
 
 Findings = Iterator[tuple[float, float]]
 
+
 def as_tensors(op: Op, inputs: Sequence[Any], dtype: Any = None) -> list[Any]:
     """Inputs as tensors around the arrays themselves; those that have a derivative require it."""
     converted = []
