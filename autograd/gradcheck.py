@@ -111,7 +111,7 @@ def gradgradcheck(
     """
     __tracebackhide__ = True
     inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    gradients, arguments = _gradients_of(function, inputs, grad_outputs, seed)
+    gradients, arguments = gradients_of(function, inputs, grad_outputs, seed)
     return gradcheck(
         gradients,
         arguments,
@@ -162,34 +162,26 @@ def examine_second(
     seed: int = 0,
 ) -> tuple[float, float]:
     """What `gradgradcheck` does; returns as `examine`."""
-    gradients, arguments = _gradients_of(function, inputs, None, seed)
+    gradients, arguments = gradients_of(function, inputs, None, seed)
     return examine(gradients, arguments, rtol=rtol, atol=atol, whole=whole, seed=seed)
 
 
-def _gradients_of(
-    function: Callable, inputs: Sequence[Any], grad_outputs: Any, seed: int
-) -> tuple[Callable, tuple]:
+def gradients_of(function: Callable, inputs: Sequence[Any], grad_outputs: Any, seed: int) -> tuple[Callable, tuple]:
     """The map (inputs, upstream gradients) ↦ gradients of the inputs, and arguments for it."""
     wanted = [i for i, x in enumerate(inputs) if isinstance(x, Variable) and x.node is not None]
     if grad_outputs is None:
         rng = np.random.default_rng(seed)
         with no_grad():
-            grad_outputs = [
-                Tensor(rng.normal(size=y.shape), requires_grad=True) for y in _outputs(function, inputs)
-            ]
+            grad_outputs = [Tensor(rng.normal(size=y.shape), requires_grad=True) for y in _outputs(function, inputs)]
     weights = tuple(grad_outputs) if isinstance(grad_outputs, tuple | list) else (grad_outputs,)
 
     def gradients(*arguments: Any) -> tuple[Tensor, ...]:
         with enable_grad():
             points = list(arguments[: len(inputs)])
             for i in wanted:
-                points[i] = (
-                    alias(points[i]) if points[i].node is not None else points[i].detach().requires_grad_()
-                )
+                points[i] = alias(points[i]) if points[i].node is not None else points[i].detach().requires_grad_()
             outputs = _outputs(function, points)
-            pairs = [
-                (y, w) for y, w in zip(outputs, arguments[len(inputs) :], strict=True) if y.node is not None
-            ]
+            pairs = [(y, w) for y, w in zip(outputs, arguments[len(inputs) :], strict=True) if y.node is not None]
             found = grad(
                 [y for y, _ in pairs],
                 [points[i] for i in wanted],
@@ -236,9 +228,7 @@ class _Target:
         self.function, self.inputs, self.which = function, inputs, which
         self.x: np.ndarray = inputs[which].array
         with enable_grad():
-            self.arguments = [
-                alias(x) if isinstance(x, Variable) and x.node is not None else x for x in inputs
-            ]
+            self.arguments = [alias(x) if isinstance(x, Variable) and x.node is not None else x for x in inputs]
             self.outputs = _outputs(function, self.arguments)
         self.name = _input_name(function, which)
         self.sizes = [y.array.size for y in self.outputs]
@@ -283,9 +273,7 @@ class _Target:
 
     def analytic(self) -> np.ndarray:
         """The Jacobian (input elements, output elements) by backward passes."""
-        return (
-            np.array([self.backward(unit) for unit in np.eye(self.width)]).reshape(self.width, self.x.size).T
-        )
+        return np.array([self.backward(unit) for unit in np.eye(self.width)]).reshape(self.width, self.x.size).T
 
     def numeric(self, step: float, reduce: Callable = lambda y: y) -> Estimate:
         """The Jacobian by differences; with `reduce`, that of reduce(outputs)."""
@@ -327,9 +315,7 @@ def _index(position: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(position, shape)) if shape else ()
 
 
-def _check_input(
-    target: _Target, rtol: float, atol: float, step: float, whole: int, seed: int
-) -> tuple[float, float]:
+def _check_input(target: _Target, rtol: float, atol: float, step: float, whole: int, seed: int) -> tuple[float, float]:
     if not target.x.size or not target.width:
         return 0.0, rtol
     try:
@@ -405,10 +391,10 @@ def _compare(target: _Target, a: np.ndarray, n: Estimate, rtol: float, atol: flo
     index = _index(j, target.x.shape)
     of_output = f"output {output} at {list(element)}" if element else f"output {output}"
     raise GradcheckError(
-        f"`{_name(target.function)}`: derivative of {of_output} with respect to {target.name} at {list(index)}: analytic {a[j, k]:.12g}, "
+        f"`{_name(target.function)}`: derivative of {of_output} with respect to {target.name} at {list(index)}: "
+        f"analytic {a[j, k]:.12g}, "
         f"numeric {n.value[j, k]:.12g} ± {n.bar[j, k]:.1g} "
-        f"({int((~good).sum())} of {a.size} derivatives are off)"
-        + (f"; likely cause: {words}" if words else ""),
+        f"({int((~good).sum())} of {a.size} derivatives are off)" + (f"; likely cause: {words}" if words else ""),
         input=target.which,
         index=index,
         output=output,
@@ -423,9 +409,7 @@ def _compare(target: _Target, a: np.ndarray, n: Estimate, rtol: float, atol: flo
 # -- what went wrong ---------------------------------------------------------------------------------------
 
 
-def _likely_cause(
-    target: _Target, a: np.ndarray, n: Estimate, good: np.ndarray, atol: float
-) -> tuple[str, str]:
+def _likely_cause(target: _Target, a: np.ndarray, n: Estimate, good: np.ndarray, atol: float) -> tuple[str, str]:
     """What the pattern of the difference suggests: a short name, and words."""
     if not (np.isfinite(a).all() and np.isfinite(n.value).all()):
         return "not finite", "the function or its derivative is not finite here"
@@ -489,7 +473,7 @@ def reproduction(function: Callable, inputs: Sequence[Any]) -> str:
         lines.append(f"x{i} = {text}")
     name = _name(function)
     if name in registry:
-        lines[2:2] = [f"import {module}" for module in _modules(registry[name])]
+        lines[2:2] = [f"import {module}" for module in modules_of(registry[name])]
         arguments = ", ".join([*names, *(f"{key}={literal(value)}" for key, value in params.items())])
         lines.append(f'f = lambda {", ".join(names)}: autograd.registry["{name}"]({arguments})')
     else:
@@ -498,7 +482,7 @@ def reproduction(function: Callable, inputs: Sequence[Any]) -> str:
     return "\n".join(lines)
 
 
-def _modules(op: Any) -> list[str]:
+def modules_of(op: Any) -> list[str]:
     """What must be imported for an operator to be known, besides the library."""
     return [] if op.__module__.startswith("autograd.") or op.__module__ == "__main__" else [op.__module__]
 

@@ -17,13 +17,13 @@
 `prove` runs them on one sample. Tests run it on every operator of the registry, `autograd.prove` makes a
 certificate of it, and `autograd.testing` runs it on operators of your own.
 
-**How large an error may be** is measured, not guessed. Errors are counted in ulp (units in the last place) of a scale
-that says what rounding does to this problem at this point: the definition is run again with its inputs, and the result of
-every single operation in it, forward and backward, moved up or down by one unit at random. How far the results then
-move is the error that any algorithm must be allowed which rounds at all; that holds for ill-conditioned problems, and for
-well-conditioned ones whose textbook formula cancels on the way (1 − p of a sure prediction). A kernel passes if it
-stays within a few such units: 4, since the functions it is made of, NumPy's and our own, are right to 4 ulp, plus
-√n/2 for sums of n terms, whose partial sums the definition does not show.
+**How large an error may be** is measured, not guessed. Errors are counted in ulp (units in the last place) of a
+scale that says what rounding does to this problem at this point: the definition is run again with its inputs, and the
+result of every single operation in it, forward and backward, moved up or down by one unit at random. How far the
+results then move is the error that any algorithm must be allowed which rounds at all; that holds for ill-conditioned
+problems, and for well-conditioned ones whose textbook formula cancels on the way (1 − p of a sure prediction). A kernel
+passes if it stays within a few such units: 4, since the functions it is made of, NumPy's and our own, are right to
+4 ulp, plus √n/2 for sums of n terms, whose partial sums the definition does not show.
 
 Source: Parker, "Monte Carlo arithmetic: exploiting randomness in floating-point arithmetic", 1997; Higham, "Accuracy
 and Stability of Numerical Algorithms", 2002, chapters 3 and 4 (sums whose errors grow like √n).
@@ -40,7 +40,7 @@ import numpy as np
 
 from .differences import complex_step
 from .functional import grad, jvp
-from .gradcheck import GradcheckError, _modules, examine, examine_second, literal
+from .gradcheck import GradcheckError, examine, examine_second, literal, modules_of
 from .graph import Variable
 from .kernels.bfloat16 import amx_available, matmul_precision
 from .op import Op, Sample, registry
@@ -113,7 +113,7 @@ class Case:
     def __init__(self, op: Op, sample: Sample) -> None:
         self.op, self.sample, self.params = op, sample, sample.params
         self.call: Any = partial(op, **sample.params)
-        self.arrays = [np.asarray(x) if isinstance(x, np.generic) else x for x in sample.inputs]
+        self.arrays: list[Any] = [np.asarray(x) if isinstance(x, np.generic) else x for x in sample.inputs]
         self.inputs = as_tensors(op, sample.inputs)
         self.rng = np.random.default_rng(0)
         with np.errstate(all="ignore"):
@@ -263,6 +263,7 @@ def complex_(case: Case) -> Findings:
     if not (analytic(**(case.op.defaults | case.params)) if callable(analytic) else analytic):
         return
     function = case.op.plain or case.op
+    continued = {op: CONTINUED[op.name] for op in (case.op, *registry.values()) if op.name in CONTINUED}
     gradients = iter(zip(_run(case.call, case.inputs, case.dout)[1:], case.scales[1:], strict=True))
     for i, x in enumerate(case.inputs):
         if not (isinstance(x, Tensor) and x.requires_grad):
@@ -272,10 +273,10 @@ def complex_(case: Case) -> Findings:
             u = case.rng.normal(size=x.shape)
 
             def along(t: complex, i: int = i, u: np.ndarray = u) -> np.ndarray:
-                moved = [a + t * u if k == i else a for k, a in enumerate(case.arrays)]
+                moved: list[Any] = [a + t * u if k == i else a for k, a in enumerate(case.arrays)]
                 return np.sum(function(*moved, **case.params) * case.dout)
 
-            with np.errstate(all="ignore"), _computing({registry[name]: f for name, f in CONTINUED.items()}):
+            with np.errstate(all="ignore"), _computing(continued):
                 exact = float(complex_step(along))
             size = scale * float(np.linalg.norm(u))
             yield abs(exact - float(np.sum(gradient * u))) / size if size else 0.0, 1e-12
@@ -294,16 +295,13 @@ def dot(case: Case) -> Findings:
 
     def of_wanted(*points: Tensor) -> Tensor:
         remaining = iter(points)
-        return case.call(
-            *(next(remaining) if isinstance(x, Tensor) and x.requires_grad else x for x in case.inputs)
-        )
+        return case.call(*(next(remaining) if isinstance(x, Tensor) and x.requires_grad else x for x in case.inputs))
 
     _, forward = jvp(of_wanted, tuple(tensors), tuple(Tensor(u) for u in us))
     backward = _run(case.call, case.inputs, case.dout)[1:]
     left = np.sum(forward.array * case.dout)
     right = sum(np.sum(g * u) for g, u in zip(backward, us, strict=True))
-    out_scale, *scales = case.scales
-    size = sum(scale * float(np.linalg.norm(u)) for scale, u in zip(scales, us, strict=True))
+    size = sum(scale * float(np.linalg.norm(u)) for scale, u in zip(case.scales[1:], us, strict=True))
     # J u is as large as the gradients are, and is summed with weights dout.
     size += float(np.linalg.norm(case.dout) * np.linalg.norm(forward.array))
     yield abs(left - right) / (EPS * size) if size else 0.0, _sum_bound(case)
@@ -325,8 +323,7 @@ def aliased(case: Case) -> Findings:
     x = tensors[0]
     same = [x if isinstance(y, Tensor) and y.requires_grad else y for y in case.inputs]
     apart = [
-        x.detach().clone().requires_grad_() if isinstance(y, Tensor) and y.requires_grad else y
-        for y in case.inputs
+        x.detach().clone().requires_grad_() if isinstance(y, Tensor) and y.requires_grad else y for y in case.inputs
     ]
     if case.op.kinks:  # equal inputs are where it has no derivative
         return
@@ -353,8 +350,7 @@ def mixed(case: Case) -> Findings:
             for x in case.inputs
         ]
         wide = [
-            x.double().detach().requires_grad_() if isinstance(x, Tensor) and x.requires_grad else x
-            for x in inputs
+            x.double().detach().requires_grad_() if isinstance(x, Tensor) and x.requires_grad else x for x in inputs
         ]
         actual, expected = _run(case.call, inputs, case.dout), _run(case.call, wide, case.dout)
         for k, (a, e) in enumerate(zip(actual, expected, strict=True)):
@@ -404,9 +400,7 @@ def subgradient(case: Case) -> Findings:
             raise
     else:
         raise ProofError("expected a kink at this sample, but every derivative exists")
-    for a, e in zip(
-        _run(case.call, case.inputs, np.ones(case.out.shape))[1:], case.sample.subgradient, strict=True
-    ):
+    for a, e in zip(_run(case.call, case.inputs, np.ones(case.out.shape))[1:], case.sample.subgradient, strict=True):
         yield float(np.abs(a - e).max()), 1e-15
 
 
@@ -447,11 +441,7 @@ def prove(op: Op | str, sample: Sample, only: Sequence[str] | None = None) -> di
                 if not error <= bound:
                     raise ProofError(f"the error is {error:.3g}, the bound {bound:.3g}")
                 worst = found.get(name)
-                if (
-                    worst is None
-                    or error * worst.bound > worst.error * bound
-                    or (bound > 0 and worst.bound == 0)
-                ):
+                if worst is None or error * worst.bound > worst.error * bound or (bound > 0 and worst.bound == 0):
                     found[name] = Finding(error, float(bound))
     except Exception as error:
         text = f'`{op.name}` fails the check "{name}": {error}\n\nto see it again:\n\n{_reproduction(op, sample, name)}'
@@ -486,7 +476,7 @@ def _reproduction(op: Op, sample: Sample, check: str) -> str:
     inputs = "".join(f"    {literal(x)},\n" for x in sample.inputs)
     params = ", ".join(f'"{key}": {literal(x)}' for key, x in sample.params.items())
     name = repr(op.name) if registry.get(op.name) is op else op.name
-    declared = "".join(f"import {module}\n" for module in _modules(op))
+    declared = "".join(f"import {module}\n" for module in modules_of(op))
     return (
         f"import numpy as np\nfrom numpy import array, float32, float64, int64\nfrom autograd.op import Sample\n"
         f"from autograd.proof import prove\n{declared}\nsample = Sample((\n{inputs}), {{{params}}})\n"

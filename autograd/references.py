@@ -31,9 +31,7 @@ def _reduced(by: Callable) -> Callable:
             math.prod(x.shape[k] for k in kept), math.prod(x.shape[a] for a in axes)
         )
         out = np.array([by(row) for row in rows.tolist()], float)
-        return out.reshape(
-            [1 if axis in axes else x.shape[axis] for axis in (range(x.ndim) if keepdim else kept)]
-        )
+        return out.reshape([1 if axis in axes else x.shape[axis] for axis in (range(x.ndim) if keepdim else kept)])
 
     return reference
 
@@ -45,9 +43,9 @@ def _each(function: Callable) -> Callable:
 def _pairs(function: Callable) -> Callable:
     def reference(a: Any, b: Any) -> np.ndarray:
         a, b = np.broadcast_arrays(a, b)
-        return np.array(
-            [function(x, y) for x, y in zip(a.ravel().tolist(), b.ravel().tolist(), strict=True)]
-        ).reshape(a.shape)
+        return np.array([function(x, y) for x, y in zip(a.ravel().tolist(), b.ravel().tolist(), strict=True)]).reshape(
+            a.shape
+        )
 
     return reference
 
@@ -62,9 +60,7 @@ def _where(condition: Any, a: Any, b: Any) -> np.ndarray:
 def _scatter(x: np.ndarray, shape: tuple, index: Any) -> np.ndarray:
     out = np.zeros(shape)
     places = np.arange(out.size).reshape(shape)[index]
-    for place, v in zip(
-        places.ravel().tolist(), np.broadcast_to(x, places.shape).ravel().tolist(), strict=True
-    ):
+    for place, v in zip(places.ravel().tolist(), np.broadcast_to(x, places.shape).ravel().tolist(), strict=True):
         out.flat[place] += v
     return out
 
@@ -102,7 +98,8 @@ def _erf(z: np.ndarray) -> np.ndarray:
     fraction = far
     for n in range(120, 0, -1):
         fraction = far + n / 2 / fraction
-    out = np.where(t.real < 2, series * (2 / math.sqrt(math.pi)), 1 - np.exp(-far * far) / fraction / math.sqrt(math.pi))
+    root = math.sqrt(math.pi)
+    out = np.where(t.real < 2, series * (2 / root), 1 - np.exp(-far * far) / (fraction * root))
     return np.where(z.real < 0, -out, out)
 
 

@@ -8,8 +8,8 @@ and a function of tensors, on any inputs of some shapes, by another:
 
     test_energy = function_test(energy, (3, 4), (4,))
 
-Both become ordinary pytest tests (`prove_operator` is the first as a fixture). A failure is shrunk by Hypothesis to the smallest input that shows it and
-printed as lines to paste into a session.
+Both become ordinary pytest tests (`prove_operator` is the first as a fixture). A failure is shrunk by Hypothesis to the
+smallest input that shows it and printed as lines to paste into a session.
 
 Where an operator's inputs are more than numbers of its `domain` in one shape (or shapes that broadcast), its
 record says so in `space`, a function of a `Draw`. `Draw` gives arrays in every layout that NumPy has: C and
@@ -67,19 +67,13 @@ class Draw:
         """One of the options; the first is the plainest."""
         return options[self._draw(st.integers(0, len(options) - 1))]
 
-    def shape(
-        self, min_dims: int = 0, max_dims: int = 3, min_side: int = 0, max_side: int = 4
-    ) -> tuple[int, ...]:
+    def shape(self, min_dims: int = 0, max_dims: int = 3, min_side: int = 0, max_side: int = 4) -> tuple[int, ...]:
         """A shape, axes of size 0 and 1 among it."""
-        return self._draw(
-            hnp.array_shapes(min_dims=min_dims, max_dims=max_dims, min_side=min_side, max_side=max_side)
-        )
+        return self._draw(hnp.array_shapes(min_dims=min_dims, max_dims=max_dims, min_side=min_side, max_side=max_side))
 
     def shapes(self, n: int, max_dims: int = 3, max_side: int = 3) -> tuple[tuple[int, ...], ...]:
         """`n` shapes that broadcast with each other."""
-        strategy = hnp.mutually_broadcastable_shapes(
-            num_shapes=n, max_dims=max_dims, min_side=0, max_side=max_side
-        )
+        strategy = hnp.mutually_broadcastable_shapes(num_shapes=n, max_dims=max_dims, min_side=0, max_side=max_side)
         return self._draw(strategy).input_shapes
 
     def axis(self, ndim: int) -> int:
@@ -107,9 +101,7 @@ class Draw:
             strategies.append(hnp.integer_array_indices(shape, result_shape=result))
         return self._draw(st.one_of(strategies))
 
-    def array(
-        self, shape: tuple[int, ...], low: float | None = None, high: float | None = None
-    ) -> np.ndarray:
+    def array(self, shape: tuple[int, ...], low: float | None = None, high: float | None = None) -> np.ndarray:
         """float64 numbers between low and high (the operator's domain if left out), in any layout."""
         low, high = self._domain[0] if low is None else low, self._domain[1] if high is None else high
         self._arrays += 1
@@ -135,9 +127,7 @@ class Draw:
         if layout == "Fortran":
             return np.array(x, order="F")
         if layout == "sliced":
-            larger = np.full(
-                [2 * size + 1 for size in x.shape], np.nan
-            )  # what is read beside the slice is seen
+            larger = np.full([2 * size + 1 for size in x.shape], np.nan)  # what is read beside the slice is seen
             larger[tuple(slice(1, None, 2) for _ in x.shape)] = x
             return larger[tuple(slice(1, None, 2) for _ in x.shape)]
         if layout == "reversed":

@@ -77,9 +77,7 @@ def _row(tokens: list[tuple[str, str]]) -> str:
         kind, text = tokens.pop(0)
         if kind == "space":
             operand = bool(out) and not out[-1].endswith("</mo>") and bool(tokens)
-            if operand and (
-                tokens[0][0] in ("name", "number") or tokens[0][1] in "(√Σ"
-            ):  # a product without a sign
+            if operand and (tokens[0][0] in ("name", "number") or tokens[0][1] in "(√Σ"):  # a product without a sign
                 out.append('<mspace width=".22em"/>')
         elif kind == "up" and out:
             out.append(f"<msup>{out.pop()}{_plain(text, SUPERSCRIPT)}</msup>")

@@ -14,9 +14,8 @@ cosmic-ray changes operators, comparisons, numbers and keywords. What it has no 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
-import parso
 from cosmic_ray.operators.operator import Example, Operator
 from parso.python.tree import Name
 
@@ -62,7 +61,8 @@ class DropTerm(_Mutator):
             first = place == 0
             end = node.children[1] if first else None
             keep_sign = first and end.value == "-"
-            gone = node.children[0:1] if keep_sign else node.children[0:2] if first else node.children[place - 1 : place + 1]
+            start, stop = (place, place + 2 - keep_sign) if first else (place - 1, place + 1)
+            gone = node.children[start:stop]
             left = [child for child in node.children if not any(child is x for x in gone)]
             text = "".join(child.get_code() for child in left).strip()
             return written(f"({text})", node)
@@ -138,7 +138,7 @@ class Accumulate(_Mutator):
     """A sum that is overwritten at each step, or that goes the other way."""
 
     shown = (("s += a", "s = a", 0), ("s += a", "s -= a", 1))
-    others = {"+=": ("=", "-="), "-=": ("=", "+="), "*=": ("=", "/="), "/=": ("=", "*=")}
+    others: ClassVar = {"+=": ("=", "-="), "-=": ("=", "+="), "*=": ("=", "/="), "/=": ("=", "*=")}
 
     def variants(self, node: Any) -> list:
         if node.type != "operator" or node.value not in self.others:
@@ -175,7 +175,7 @@ class OffByOne(_Mutator):
 class Provider:
     """What cosmic-ray asks a plug-in for."""
 
-    operators = {cls.__name__: cls for cls in (DropTerm, WrongValue, NegateResult, Accumulate, OffByOne)}
+    operators: ClassVar = {cls.__name__: cls for cls in (DropTerm, WrongValue, NegateResult, Accumulate, OffByOne)}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.operators)
