@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -433,7 +434,8 @@ def _likely_cause(target: _Target, a: np.ndarray, n: Estimate, good: np.ndarray,
     solid = np.abs(n.value) > near
     if solid.any() and (np.abs(a[~solid]) <= near).all():
         ratios = a[solid] / n.value[solid]
-        if np.ptp(ratios) < 1e-6 * np.abs(ratios).max():
+        simple = Fraction(float(ratios[0])).limit_denominator(12)  # what one number alone may show
+        if np.ptp(ratios) < 1e-6 * np.abs(ratios).max() and (ratios.size > 1 or abs(ratios[0] - simple) < 1e-9):
             if abs(ratios[0] + 1) < 1e-6:
                 return "sign", "a wrong sign"
             return "factor", f"a wrong factor, the rule gives {ratios[0]:.6g} times the derivative"

@@ -86,6 +86,17 @@ def test_integers_are_computed_in_the_default_floating_dtype(op):
     np.testing.assert_allclose(op(*x), op(*(a.astype(np.float64) for a in x)), rtol=1e-6)
 
 
+@by_name
+def test_integers_never_become_float64(op):
+    """What is no whole number any more is in the default dtype, unless float64 was asked for."""
+    if op.is_fused or op.name == "cast":
+        return
+    sample = next(s for s in samples_of(op) if all(np.size(x) for x in s.inputs))
+    integers = [np.ones(x.shape, np.int64) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
+                for x in sample.inputs]  # fmt: skip
+    assert op(*integers, **sample.params).dtype != np.float64
+
+
 @given(st.data())
 def test_what_is_drawn_has_the_values_it_should_have_in_any_layout(data):
     draw = Draw(data.draw)
