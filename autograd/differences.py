@@ -96,8 +96,7 @@ def _extrapolate(
             power = factor(column)
             now.append((power * now[column - 1] - before[column - 1]) / (power - 1))
             spread = (
-                np.maximum(np.abs(now[column] - now[column - 1]), np.abs(now[column] - before[column - 1]))
-                + rounding
+                np.maximum(np.abs(now[column] - now[column - 1]), np.abs(now[column] - before[column - 1])) + rounding
             )
             better = spread < error
             best[better], error[better] = now[column][better], spread[better]

@@ -12,8 +12,10 @@ Source: projections as in HIPS autograd's `check_grads`.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -78,6 +80,7 @@ def gradcheck(
     Returns:
         True; on failure raises GradcheckError, or returns False if not `raise_exception`.
     """
+    __tracebackhide__ = True  # pytest shows the caller's line, not these
     inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     try:
         examine(function, inputs, rtol=rtol, atol=atol, step=step, whole=whole, seed=seed)
@@ -107,8 +110,9 @@ def gradgradcheck(
 
     `grad_outputs` are drawn from a seeded normal distribution if left out. See `gradcheck` for the rest.
     """
+    __tracebackhide__ = True
     inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    gradients, arguments = _gradients_of(function, inputs, grad_outputs, seed)
+    gradients, arguments = gradients_of(function, inputs, grad_outputs, seed)
     return gradcheck(
         gradients,
         arguments,
@@ -159,34 +163,26 @@ def examine_second(
     seed: int = 0,
 ) -> tuple[float, float]:
     """What `gradgradcheck` does; returns as `examine`."""
-    gradients, arguments = _gradients_of(function, inputs, None, seed)
+    gradients, arguments = gradients_of(function, inputs, None, seed)
     return examine(gradients, arguments, rtol=rtol, atol=atol, whole=whole, seed=seed)
 
 
-def _gradients_of(
-    function: Callable, inputs: Sequence[Any], grad_outputs: Any, seed: int
-) -> tuple[Callable, tuple]:
+def gradients_of(function: Callable, inputs: Sequence[Any], grad_outputs: Any, seed: int) -> tuple[Callable, tuple]:
     """The map (inputs, upstream gradients) ↦ gradients of the inputs, and arguments for it."""
     wanted = [i for i, x in enumerate(inputs) if isinstance(x, Variable) and x.node is not None]
     if grad_outputs is None:
         rng = np.random.default_rng(seed)
         with no_grad():
-            grad_outputs = [
-                Tensor(rng.normal(size=y.shape), requires_grad=True) for y in _outputs(function, inputs)
-            ]
+            grad_outputs = [Tensor(rng.normal(size=y.shape), requires_grad=True) for y in _outputs(function, inputs)]
     weights = tuple(grad_outputs) if isinstance(grad_outputs, tuple | list) else (grad_outputs,)
 
     def gradients(*arguments: Any) -> tuple[Tensor, ...]:
         with enable_grad():
             points = list(arguments[: len(inputs)])
             for i in wanted:
-                points[i] = (
-                    alias(points[i]) if points[i].node is not None else points[i].detach().requires_grad_()
-                )
+                points[i] = alias(points[i]) if points[i].node is not None else points[i].detach().requires_grad_()
             outputs = _outputs(function, points)
-            pairs = [
-                (y, w) for y, w in zip(outputs, arguments[len(inputs) :], strict=True) if y.node is not None
-            ]
+            pairs = [(y, w) for y, w in zip(outputs, arguments[len(inputs) :], strict=True) if y.node is not None]
             found = grad(
                 [y for y, _ in pairs],
                 [points[i] for i in wanted],
@@ -213,6 +209,19 @@ def _name(function: Callable) -> str:
     return getattr(function, "name", None) or getattr(function, "__name__", None) or type(function).__name__
 
 
+def _input_name(function: Callable, which: int) -> str:
+    """`input 1 (b)`: an input by its number and, where the function's signature tells, its name."""
+    function = getattr(function, "func", function)
+    names = getattr(function, "inputs", ())
+    if not names:
+        try:
+            names = list(inspect.signature(function).parameters)
+        except (TypeError, ValueError):
+            names = ()
+    named = which < len(names) and not getattr(function, "variadic", False) and names[which] != "arguments"
+    return f"input {which} ({names[which]})" if named else f"input {which}"
+
+
 class _Target:
     """A function as a function of one of its inputs, its outputs laid end to end."""
 
@@ -220,10 +229,9 @@ class _Target:
         self.function, self.inputs, self.which = function, inputs, which
         self.x: np.ndarray = inputs[which].array
         with enable_grad():
-            self.arguments = [
-                alias(x) if isinstance(x, Variable) and x.node is not None else x for x in inputs
-            ]
+            self.arguments = [alias(x) if isinstance(x, Variable) and x.node is not None else x for x in inputs]
             self.outputs = _outputs(function, self.arguments)
+        self.name = _input_name(function, which)
         self.sizes = [y.array.size for y in self.outputs]
         self.width = sum(self.sizes)
 
@@ -258,7 +266,7 @@ class _Target:
             return np.zeros(self.x.size)
         if g.shape != self.x.shape or g.dtype != self.x.dtype:
             raise GradcheckError(
-                f"input {self.which}: expected a gradient of shape {self.x.shape} and dtype {self.x.dtype}, "
+                f"{self.name}: expected a gradient of shape {self.x.shape} and dtype {self.x.dtype}, "
                 f"got {g.shape} and {g.dtype}",
                 cause="shape",
             )
@@ -266,9 +274,7 @@ class _Target:
 
     def analytic(self) -> np.ndarray:
         """The Jacobian (input elements, output elements) by backward passes."""
-        return (
-            np.array([self.backward(unit) for unit in np.eye(self.width)]).reshape(self.width, self.x.size).T
-        )
+        return np.array([self.backward(unit) for unit in np.eye(self.width)]).reshape(self.width, self.x.size).T
 
     def numeric(self, step: float, reduce: Callable = lambda y: y) -> Estimate:
         """The Jacobian by differences; with `reduce`, that of reduce(outputs)."""
@@ -310,9 +316,7 @@ def _index(position: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(position, shape)) if shape else ()
 
 
-def _check_input(
-    target: _Target, rtol: float, atol: float, step: float, whole: int, seed: int
-) -> tuple[float, float]:
+def _check_input(target: _Target, rtol: float, atol: float, step: float, whole: int, seed: int) -> tuple[float, float]:
     if not target.x.size or not target.width:
         return 0.0, rtol
     try:
@@ -329,7 +333,7 @@ def _check_input(
                 combine = lambda y, v=v: np.array([v @ y])
                 _compare(target, target.backward(v)[:, None], target.numeric(step, combine), rtol, atol)
                 raise GradcheckError(
-                    f"derivative with respect to input {target.which} along a random direction: "
+                    f"derivative with respect to {target.name} along a random direction: "
                     f"analytic {a[0]:.12g}, numeric "
                     f"{n.value[0]:.12g} ± {n.bar[0]:.1g}",
                     input=target.which,
@@ -341,7 +345,7 @@ def _check_input(
         return max(worst, key=lambda pair: pair[0] / pair[1])
     except (ValueError, IndexError, TypeError) as error:
         raise GradcheckError(
-            f"`{_name(target.function)}`, input {target.which} of shape {target.x.shape}: the derivative could "
+            f"`{_name(target.function)}`, {target.name} of shape {target.x.shape}: the derivative could "
             f"not be computed: {error}; likely cause: a rule that returns a gradient of another shape than "
             f"its input, broadcast with dout",
             input=target.which,
@@ -386,12 +390,12 @@ def _compare(target: _Target, a: np.ndarray, n: Estimate, rtol: float, atol: flo
     output, element = target.locate(k) if whole else (0, None)
     cause, words = _likely_cause(target, a, n, good, atol)
     index = _index(j, target.x.shape)
+    of_output = f"output {output} at {list(element)}" if element else f"output {output}"
     raise GradcheckError(
-        f"`{_name(target.function)}`: derivative of output {output}{list(element) if element is not None else ''} "
-        f"with respect to input {target.which} at {list(index)}: analytic {a[j, k]:.12g}, "
+        f"`{_name(target.function)}`: derivative of {of_output} with respect to {target.name} at {list(index)}: "
+        f"analytic {a[j, k]:.12g}, "
         f"numeric {n.value[j, k]:.12g} ± {n.bar[j, k]:.1g} "
-        f"({int((~good).sum())} of {a.size} derivatives are off)"
-        + (f"; likely cause: {words}" if words else ""),
+        f"({int((~good).sum())} of {a.size} derivatives are off)" + (f"; likely cause: {words}" if words else ""),
         input=target.which,
         index=index,
         output=output,
@@ -406,9 +410,7 @@ def _compare(target: _Target, a: np.ndarray, n: Estimate, rtol: float, atol: flo
 # -- what went wrong ---------------------------------------------------------------------------------------
 
 
-def _likely_cause(
-    target: _Target, a: np.ndarray, n: Estimate, good: np.ndarray, atol: float
-) -> tuple[str, str]:
+def _likely_cause(target: _Target, a: np.ndarray, n: Estimate, good: np.ndarray, atol: float) -> tuple[str, str]:
     """What the pattern of the difference suggests: a short name, and words."""
     if not (np.isfinite(a).all() and np.isfinite(n.value).all()):
         return "not finite", "the function or its derivative is not finite here"
@@ -432,16 +434,14 @@ def _likely_cause(
     solid = np.abs(n.value) > near
     if solid.any() and (np.abs(a[~solid]) <= near).all():
         ratios = a[solid] / n.value[solid]
-        if np.ptp(ratios) < 1e-6 * np.abs(ratios).max():
+        simple = Fraction(float(ratios[0])).limit_denominator(12)  # what one number alone may show
+        if np.ptp(ratios) < 1e-6 * np.abs(ratios).max() and (ratios.size > 1 or abs(ratios[0] - simple) < 1e-9):
             if abs(ratios[0] + 1) < 1e-6:
                 return "sign", "a wrong sign"
             return "factor", f"a wrong factor, the rule gives {ratios[0]:.6g} times the derivative"
-    for order in _permutations(target.x.shape):
-        moved = (
-            a.reshape(*target.x.shape, a.shape[1])
-            .transpose(*order, a.ndim - 2 + target.x.ndim)
-            .reshape(a.shape)
-        )
+    shape = target.x.shape
+    for order in _permutations(len(shape)):  # the rule's axes, in whose order its numbers were laid out
+        moved = a.reshape(*(shape[i] for i in order), -1).transpose(*np.argsort(order), len(shape)).reshape(a.shape)
         if np.abs(moved - n.value).max() <= near:
             return "transposed", f"the gradient is transposed: its axes come in the order {order}"
     if a.shape[0] == a.shape[1] and np.abs(a.T - n.value).max() <= near:
@@ -455,12 +455,10 @@ def _likely_cause(
     return "", ""
 
 
-def _permutations(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Orders of the axes, other than the present one, that leave the shape as it is."""
-    if 2 <= len(shape) <= 4:
-        for order in itertools.permutations(range(len(shape))):
-            if order != tuple(range(len(shape))) and tuple(shape[i] for i in order) == shape:
-                yield order
+def _permutations(axes: int) -> Iterator[tuple[int, ...]]:
+    """Orders of a few axes, other than the present one."""
+    if 2 <= axes <= 4:
+        yield from itertools.islice(itertools.permutations(range(axes)), 1, None)
 
 
 def reproduction(function: Callable, inputs: Sequence[Any]) -> str:
@@ -477,12 +475,28 @@ def reproduction(function: Callable, inputs: Sequence[Any]) -> str:
         lines.append(f"x{i} = {text}")
     name = _name(function)
     if name in registry:
+        lines[2:2] = [f"import {module}" for module in modules_of(registry[name])]
         arguments = ", ".join([*names, *(f"{key}={literal(value)}" for key, value in params.items())])
         lines.append(f'f = lambda {", ".join(names)}: autograd.registry["{name}"]({arguments})')
     else:
-        lines.append(f"f = ...  # {name}")
+        lines.append(_import_of(function))
     lines.append(f"autograd.gradcheck(f, [{', '.join(names)}])")
     return "\n".join(lines)
+
+
+def modules_of(op: Any) -> list[str]:
+    """What must be imported for an operator to be known, besides the library."""
+    return [] if op.__module__.startswith("autograd.") or op.__module__ == "__main__" else [op.__module__]
+
+
+def _import_of(function: Callable) -> str:
+    """A line that makes `f` the function; where there is none, where to look for it."""
+    module, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
+    if name.isidentifier() and module not in ("", "__main__", None):
+        return f"from {module} import {name} as f"
+    code = getattr(function, "__code__", None)
+    where = f", {code.co_filename}:{code.co_firstlineno}" if code else ""
+    return f"f = ...  # {_name(function)}{where}"
 
 
 def literal(value: Any) -> str:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import itertools
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -31,25 +33,33 @@ from .typeset import page_of
 
 __all__ = ["Certificate", "certify", "html", "text"]
 
-COLUMNS = (*CHECKS, "subgradient", "errors")
-UNITS = {"value": "ulp", "float32": "ulp", "linear": "ulp", "aliased": "ulp", "mixed": "ulp", "layout": "ulp",
-         "untouched": "arrays"}  # fmt: skip
-DTYPE = {"float32": "float32", "mixed": "float32 × float64", "errors": "any"}  # the others: float64
+NARROW = ("float32", "bfloat16", "mixed")
+COLUMNS = (*(check for check in CHECKS if check not in NARROW), "subgradient", *NARROW, "errors")
+ULP = {"value", "float32", "bfloat16", "dot", "linear", "aliased", "mixed", "layout"}  # the others: relative errors
+DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "mixed": "both", "errors": "any"}  # else float64
 MEANING = {
-    "value": "the result is that of NumPy, or of the definition",
+    "value": "the result is that of NumPy, or of the textbook definition, in units in the last place (ulp)",
+    "derivative": "the gradient is the limit of differences, extrapolated to ten digits; the bound is their error bar",
     "float32": "result and gradients in float32 are those of the definition in float64",
-    "derivative": "the gradient is the limit of differences",
-    "complex": "the gradient is Im f(x + ih)/h",
-    "second": "so is the gradient of the gradient the limit of differences",
-    "dot": "⟨Ju, v⟩ = ⟨u, Jᵀv⟩",
+    "bfloat16": "and so they are with matrix products in bfloat16, in its units of 2⁻⁸",
+    "second": "the gradient's own derivative is the limit of differences, too",
+    "complex": "the gradient is Im f(x + ih)/h, with no difference that could cancel",
+    "dot": "⟨Ju, v⟩ = ⟨u, Jᵀv⟩: forward and backward derivative are transposes of each other",
     "linear": "the backward pass is linear in dout",
+    "mixed": "inputs of different precision: the wider one computes, each gradient has its input's dtype",
     "aliased": "one tensor for two inputs gets the sum of both gradients",
-    "mixed": "inputs of different precision",
-    "layout": "strides and order of the inputs change nothing",
-    "untouched": "inputs and dout are not written to",
-    "subgradient": "at kinks the rule gives what is documented",
+    "layout": "strides, order and read-only memory of the inputs change nothing",
+    "untouched": "inputs, result and dout are not written to: the number of arrays that were",
+    "subgradient": "where there is no derivative, that is noticed, and the rule gives what is documented",
     "errors": "bad inputs are refused with a reason",
 }
+
+
+INTRODUCTION = """Every operator was tried on its own samples and on inputs drawn from its whole space: shapes that
+broadcast, empty and 0-d arrays, slices, reversed and repeated axes, equal indices, large scores. Each cell is the worst
+error that was found, the darker the closer to its bound; hover for the bound and the number of cases. A dot: the check
+does not apply. Bounds are not chosen: those of differences are their own error bars, and one ulp is what rounding each
+step of the definition does to this result at this point. Bars below show how much of the bound an error takes."""
 
 
 @dataclass
@@ -98,11 +108,13 @@ def certify(op: Op, examples: int) -> Certificate:
 def not_applicable(op: Op, check: str) -> str:
     """Why an operator has no entry for a check."""
     if check == "complex":
-        return "its definition does not hold for complex numbers"
+        return "it is not analytic"
     if check == "float32":
         return "it is about dtypes itself"
+    if check == "bfloat16":
+        return "matmul_precision does not change it"
     if check in ("aliased", "mixed"):
-        return "fewer than two inputs that it applies to"
+        return "it has no two inputs that could be so"
     if check == "subgradient":
         return "no kinks"
     if check == "errors":
@@ -115,17 +127,14 @@ def not_applicable(op: Op, check: str) -> str:
 
 def text(certificates: Iterable[Certificate]) -> str:
     """A line for each operator and check: dtype, cases, worst error, its bound."""
-    lines = [
-        f"{'operator':22s} {'check':12s} {'dtype':18s} {'cases':>6s} {'worst error':>12s} {'bound':>10s}"
-    ]
+    lines = [f"{'operator':22s} {'check':12s} {'dtype':18s} {'cases':>6s} {'worst error':>12s} {'bound':>10s}"]
     lines.append("-" * len(lines[0]))
     for c in certificates:
         for check in COLUMNS:
             if check in c.worst:
                 error, bound = c.worst[check]
-                unit = UNITS.get(check, "")
-                lines.append(f"{c.op.name:22s} {check:12s} {DTYPE.get(check, 'float64'):18s} {c.cases[check]:6d} "
-                             f"{error:12.2g} {bound:10.2g} {unit}")  # fmt: skip
+                lines.append(f"{c.op.name:22s} {check:12s} {DTYPES.get(check, 'float64'):18s} {c.cases[check]:6d} "
+                             f"{error:12.2g} {bound:10.2g} {'ulp' if check in ULP else ''}".rstrip())  # fmt: skip
         if c.failure:
             lines.append(f"{c.op.name:22s} NOT PROVED: {c.failure.splitlines()[0]}")
     return "\n".join(lines)
@@ -134,21 +143,39 @@ def text(certificates: Iterable[Certificate]) -> str:
 # -- as a page ---------------------------------------------------------------------------------------------
 
 STYLE = """
-:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); --soft:
-color-mix(in srgb, currentColor 60%, transparent) } body { font: 15px/1.5 system-ui, sans-serif; max-width:
-76rem; margin: 2rem auto; padding: 0 1.5rem } h1 { font-weight: 650; margin-bottom: .2rem } h2 { margin: 3rem
-0 .4rem; font: 600 1.15rem ui-monospace, monospace } .soft, .prose { color: var(--soft) } a { color: inherit }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums } .wide { overflow-x:
-auto } th { font-weight: 600; text-align: left } th, td { padding: .18rem .55rem; border-bottom: 1px solid
-var(--line); white-space: nowrap } .matrix td { text-align: center; padding: .1rem .3rem } .matrix
-td:first-child { text-align: left; font-family: ui-monospace, monospace } .mark { display: inline-block;
-width: 2.6rem; height: 1rem; border-radius: 3px; font-size: 11px; line-height: 1rem; color: #041c10 } .bad {
-background: #e5484d; color: white } .none { color: var(--soft) } .bar { display: inline-block; width: 9rem;
-height: .55rem; border-radius: 3px; background: var(--line); overflow: hidden } .bar i { display: block;
-height: 100%; background: #30a46c } .number { text-align: right } .formula { margin: .25rem 0 .25rem 1.2rem;
-font-size: 1.12rem } .formula .prose { font-size: .92rem } pre { font-size: 12.5px; line-height: 1.45;
-padding: .8rem 1rem; border: 1px solid var(--line); border-radius: 6px; overflow-x: auto } .big { display:
-flex; gap: 2.5rem; margin: 1.2rem 0 1.6rem } .big b { display: block; font-size: 1.7rem; font-weight: 650 }
+:root { color-scheme: light dark; --page: light-dark(#fff, #14171a); --ink: light-dark(#16191c, #e6e8ea);
+  --soft: light-dark(#5c6670, #98a2ac); --line: light-dark(#e3e6e9, #2b3137); --good: light-dark(#2f9e66, #3fb47a);
+  --tint: light-dark(#e9f6ef, #1b3227); --deep: light-dark(#a9dcc1, #2c6a4a); --bad: #e5484d }
+* { box-sizing: border-box }
+body { font: 15px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0 auto;
+  max-width: 84rem; padding: 2rem clamp(1rem, 3vw, 2.5rem) 5rem }
+h1 { font-size: 1.9rem; font-weight: 680; margin: 0 0 .2rem } h2 { font-size: 1.3rem; margin: 3.5rem 0 0 }
+h3 { font: 600 1.05rem ui-monospace, monospace; margin: 0 } p { max-width: 62rem } .soft, .prose { color: var(--soft) }
+a { color: inherit; text-underline-offset: .15em; text-decoration-color: var(--soft) }
+.big { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; margin: 1.3rem 0 } .big b { display: block;
+  font-size: 1.7rem; font-weight: 680; line-height: 1.2; white-space: nowrap }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
+th { font-weight: 600; text-align: left } th, td { padding: .2rem .5rem; border-bottom: 1px solid var(--line) }
+.wide { overflow-x: auto } .wide th, .wide td { white-space: nowrap }
+.matrix td, .matrix th { text-align: center; padding: .14rem .2rem } .matrix th[colspan] { font-weight: 400;
+  color: var(--soft); border-bottom: 0 } .matrix th.kind { text-align: left; padding-top: .9rem; color: var(--soft);
+  font: 500 13px system-ui, sans-serif !important }
+.matrix td:first-child, .matrix th:first-child { text-align: left; position: sticky; left: 0;
+  background: var(--page); font-family: ui-monospace, monospace; padding-right: .8rem }
+.mark { display: block; min-width: 3.3rem; padding: 0 .3rem; border-radius: 4px; font-size: 12px }
+.mark sup { font-size: 9px; line-height: 0 } .bad { background: var(--bad); color: #fff } .none { color: var(--soft) }
+section { border-top: 1px solid var(--line); padding: 1.3rem 0; display: grid; gap: .3rem 2.5rem;
+  grid-template-columns: minmax(0, 1fr) minmax(0, 1.05fr); scroll-margin-top: .5rem }
+section > header, section > details, section > pre { grid-column: 1 / -1 } section header p { margin: 0 }
+.formula { margin: .35rem 0 .35rem .6rem; font-size: 1.12rem; overflow-x: auto } .formula .prose { font-size: .9rem }
+.bar { display: inline-block; width: 7rem; height: .5rem; border-radius: 3px; background: var(--line);
+  overflow: hidden }
+.bar i { display: block; height: 100%; border-radius: 3px; background: var(--good) } .number { text-align: right }
+summary { cursor: pointer; color: var(--soft) } dl { display: grid; grid-template-columns: max-content 1fr;
+  gap: .15rem 1.2rem; font-size: 14px } dt { font-weight: 600 } dd { margin: 0 }
+pre { font-size: 12.5px; line-height: 1.45; padding: .8rem 1rem; border: 1px solid var(--line); border-radius: 6px;
+  overflow-x: auto }
+@media (max-width: 62rem) { section { grid-template-columns: minmax(0, 1fr) } .bar { width: 4rem } }
 """
 
 
@@ -164,23 +191,30 @@ def source_of(op: Op) -> tuple[Path, int, str]:
     return path, at, inspect.getsource(op.forward)
 
 
-def _used(finding: Finding) -> float:
-    """How much of the bound the error takes, on a scale where every factor of ten counts the same."""
+def _shade(finding: Finding) -> float:
+    """How close to its bound an error is, from 0 to 1, on a scale where four factors of ten make the whole."""
     if not finding.error or not finding.bound:
         return 0.0
-    return float(np.clip(1 + np.log10(finding.error / finding.bound) / 8, 0.02, 1))
+    return float(np.clip(1 + np.log10(finding.error / finding.bound) / 4, 0.02, 1))
+
+
+def number(x: float) -> str:
+    """0.31, 12 or 3·10⁻¹³, in HTML."""
+    if x == 0 or 0.01 <= x < 1000:
+        return f"{x:.2g}"
+    digits, _, power = f"{x:.0e}".partition("e")
+    return f"{digits}·10<sup>{str(int(power)).replace('-', '−')}</sup>"
 
 
 def _mark(c: Certificate, check: str) -> str:
     if check not in c.worst:
         return f'<span class="none" title="{escape(not_applicable(c.op, check))}">·</span>'
     error, bound = c.worst[check]
-    shade = 95 - 22 * _used(c.worst[check])
-    digits = "0" if not error else f"{error:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    title = f"{check}: worst error {error:.3g}, bound {bound:.3g}, {c.cases[check]} cases"
-    return (
-        f'<span class="mark" style="background:oklch({shade:.0f}% .09 155)" title="{title}">{digits}</span>'
-    )
+    share = f"{100 * _shade(c.worst[check]):.0f}%"
+    unit = " ulp" if check in ULP else ""
+    title = f"{check}: worst error {error:.3g}{unit}, bound {bound:.3g}{unit}, {c.cases[check]} cases"
+    shade = f"background:color-mix(in oklab, var(--deep) {share}, var(--tint))"
+    return f'<span class="mark" style="{shade}" title="{title}">{"✓" if check == "errors" else number(error)}</span>'
 
 
 def html(certificates: list[Certificate], out: Path) -> str:
@@ -188,73 +222,89 @@ def html(certificates: list[Certificate], out: Path) -> str:
     cases = sum(max(c.cases.values(), default=0) for c in certificates)
     comparisons = sum(sum(c.cases.values()) for c in certificates)
     failed = [c for c in certificates if c.failure]
-    head = "".join(f'<th title="{escape(MEANING[check])}">{check}</th>' for check in COLUMNS)
-    rows = "".join(
-        f'<tr><td><a href="#{c.op.name}">{c.op.name}</a></td>'
-        + "".join(f"<td>{_mark(c, check)}</td>" for check in COLUMNS)
-        + (f'<td><span class="mark bad">{"no"}</span></td>' if c.failure else "")
-        + "</tr>"
-        for c in certificates
-    )
-    legend = "".join(
-        f"<tr><td>{check}</td><td>{escape(meaning)}</td></tr>" for check, meaning in MEANING.items()
-    )
+    legend = "".join(f"<dt>{check}</dt><dd>{escape(meaning)}</dd>" for check, meaning in MEANING.items())
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>groundup: gradients, proven</title>'
-        f"<style>{STYLE}</style><h1>Gradients, proven</h1>"
-        f'<p class="soft">{datetime.now():%Y-%m-%d %H:%M} · {platform.machine()} · '
-        f"Python {platform.python_version()} · NumPy "
-        f"{np.__version__}</p>"
-        f'<div class="big"><span><b>{len(certificates) - len(failed)} / {len(certificates)}</b>operators proved</span>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style>'
+        f"<h1>Gradients, proven</h1>"
+        f'<p class="soft">groundup · {datetime.now():%Y-%m-%d %H:%M} · {platform.machine()} · '
+        f"Python {platform.python_version()} · NumPy {np.__version__}</p>"
+        f'<div class="big"><span><b>{len(certificates) - len(failed)} of {len(certificates)}</b>operators proved</span>'
         f"<span><b>{cases:,}</b>cases</span><span><b>{comparisons:,}</b>checks</span></div>"
-        f"<p>Each cell is the worst error found; hover for its bound and the number of cases. The darker, the closer "
-        f"to the bound. A dot: the check does not apply. "
-        f"Bars further down are logarithmic: an eighth of their length is a factor of ten.</p>"
-        f'<div class="wide"><table class="matrix"><tr><th></th>{head}</tr>{rows}</table></div>'
-        f"<details><summary>What the checks mean</summary><table>{legend}</table></details>"
+        f"<p>{INTRODUCTION}</p>"
+        f"<details><summary>What the checks mean</summary><dl>{legend}</dl></details>"
+        f'<div class="wide">{_matrix(certificates)}</div><h2>Derivations and evidence</h2>'
         + "".join(_section(c, out) for c in certificates)
         + "</html>"
     )
+
+
+def _matrix(certificates: list[Certificate]) -> str:
+    """Operators × checks, checks in groups by dtype, operators by the file that they stand in."""
+    groups = "".join(
+        f'<th colspan="{len(list(group))}">{dtype}</th>'
+        for dtype, group in itertools.groupby(COLUMNS, lambda check: DTYPES.get(check, "float64"))
+    )
+    head = "".join(f'<th title="{escape(MEANING[check])}">{check}</th>' for check in COLUMNS)
+    rows = ""
+    for module, group in itertools.groupby(certificates, lambda c: c.op.__module__):
+        words = sys.modules[module].__doc__ or module
+        words = re.split(r"[.:\n]", words)[0]
+        rows += f'<tr><th class="kind" colspan="{len(COLUMNS) + 1}">{escape(words)}</th></tr>'
+        for c in group:
+            cells = "".join(f"<td>{_mark(c, check)}</td>" for check in COLUMNS)
+            no = '<td><span class="mark bad">not proved</span></td>' if c.failure else ""
+            rows += f'<tr><td><a href="#{c.op.name}">{c.op.name}</a></td>{cells}{no}</tr>'
+    return f'<table class="matrix"><tr><th></th>{groups}</tr><tr><th></th>{head}</tr>{rows}</table>'
 
 
 def _section(c: Certificate, out: Path) -> str:
     path, line, block = source_of(c.op)
     link = os.path.relpath(path, out.resolve().parent)
     shown = "/".join(path.parts[-3:])
-    rows = "".join(
-        f"<tr><td>{check}</td><td>{DTYPE.get(check, 'float64')}</td><td class=number>{c.cases[check]}</td>"
-        f"<td class=number>{c.worst[check].error:.2g}</td><td class=number>{c.worst[check].bound:.2g} "
-        f"{UNITS.get(check, '')}</td>"
-        f'<td><span class="bar"><i style="width:{100 * _used(c.worst[check]):.0f}%"></i></span></td></tr>'
-        for check in COLUMNS
-        if check in c.worst
-    )
-    kinks = f'<p class="soft">No derivative at {escape(c.op.kinks)}.</p>' if c.op.kinks else ""
+    rows = ""
+    for check in COLUMNS[:-1]:
+        if check in c.worst:
+            error, bound = c.worst[check]
+            unit = " ulp" if check in ULP else ""
+            rows += (
+                f"<tr><td>{check}</td><td>{DTYPES.get(check, 'float64')}</td><td class=number>{c.cases[check]}</td>"
+                f"<td class=number>{number(error)}</td><td class=number>{number(bound)}{unit}</td>"
+                f'<td><span class="bar"><i style="width:{100 * error / (bound or 1):.1f}%"></i></span></td></tr>'
+            )
+    missing = [f"{check} ({not_applicable(c.op, check)})" for check in CHECKS if check not in c.worst]
+    left_out = f'<p class="soft">Does not apply: {escape(", ".join(missing))}.</p>' if missing else ""
+    kinks = f"<p>No derivative at {escape(c.op.kinks)}.</p>" if c.op.kinks else ""
     failure = f"<pre>{escape(c.failure)}</pre>" if c.failure else ""
     return (
-        f'<h2 id="{c.op.name}">{c.op.name}</h2><p class="soft">{"fused" if c.op.is_fused else "primitive"} · '
-        f'<a href="{escape(link)}">{escape(shown)}</a>, line {line}</p>{failure}{page_of(c.op.doc)}{kinks}'
-        f"<table><tr><th>check</th><th>dtype</th><th>cases</th><th>worst error</th><th>bound</th><th></th></tr>"
-        f"{rows}</table>"
-        f"<details><summary>source</summary><pre>{escape(block)}</pre></details>"
+        f'<section id="{c.op.name}"><header><h3>{c.op.name}</h3><p class="soft">'
+        f'{"fused" if c.op.is_fused else "primitive"} · <a href="{escape(link)}">{escape(shown)}</a>, line {line}</p>'
+        f"</header>{failure}<div>{page_of(c.op.doc)}{kinks}</div>"
+        f'<div class="wide"><table><tr><th>check</th><th>dtype</th><th>cases</th><th>worst error</th><th>bound</th>'
+        f"<th></th></tr>{rows}</table>{left_out}</div>"
+        f"<details><summary>source</summary><pre>{escape(block)}</pre></details></section>"
     )
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Operators in the order of the files of `autograd.ops`, arithmetic first."""
+    files = ("arithmetic", "elementwise", "selection", "shape", "reduction", "linalg", "normalization", "activation",
+             "embedding", "attention", "loss", "randomness")  # fmt: skip
+    file = registry[name].__module__.rpartition(".")[2]
+    return files.index(file) if file in files else len(files), name
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m autograd.prove", description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--examples", type=int, default=300, help="samples drawn for each operator, besides its own"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("certificate.html"), help="the page; the table goes beside it"
-    )
+    parser.add_argument("--examples", type=int, default=300, help="samples drawn for each operator, besides its own")
+    parser.add_argument("--out", type=Path, default=Path("certificate.html"), help="the page; the table goes beside it")
     parser.add_argument("operators", nargs="*", help="names (default: all)")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.operators if name not in registry]
     if unknown:
         parser.error(f"there is no operator {unknown[0]!r}; there are: {', '.join(sorted(registry))}")
     certificates = []
-    for name in sorted(options.operators or registry):
+    for name in options.operators or sorted(registry, key=_place):
         c = certify(registry[name], options.examples)
         certificates.append(c)
         state = "NOT PROVED" if c.failure else f"proved on {max(c.cases.values()):4d} cases"

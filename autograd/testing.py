@@ -8,23 +8,25 @@ and a function of tensors, on any inputs of some shapes, by another:
 
     test_energy = function_test(energy, (3, 4), (4,))
 
-Both become ordinary pytest tests. A failure is shrunk by Hypothesis to the smallest input that shows it and
-printed as lines to paste into a session.
+Both become ordinary pytest tests (`prove_operator` is the first as a fixture). A failure is shrunk by Hypothesis to the
+smallest input that shows it and printed as lines to paste into a session.
 
 Where an operator's inputs are more than numbers of its `domain` in one shape (or shapes that broadcast), its
 record says so in `space`, a function of a `Draw`. `Draw` gives arrays in every layout that NumPy has: C and
 Fortran order, slices of something larger, reversed axes, axes of stride 0, read-only memory.
 
-Needs hypothesis (and pytest, for what runs the tests); the library itself needs neither.
+Needs hypothesis and pytest; the library itself needs neither.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from hypothesis import given, note, settings
+import pytest
+from hypothesis import Phase, given, note, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -34,7 +36,7 @@ from .op import Op, Sample
 from .proof import prove, refuses
 from .tensor import Tensor
 
-__all__ = ["Draw", "function_test", "operator_test", "samples_of", "spaces"]
+__all__ = ["Draw", "function_test", "operator_test", "prove_operator", "samples_of", "spaces"]
 
 LAYOUTS = ("C", "Fortran", "sliced", "reversed", "stride 0", "read-only")
 
@@ -65,19 +67,13 @@ class Draw:
         """One of the options; the first is the plainest."""
         return options[self._draw(st.integers(0, len(options) - 1))]
 
-    def shape(
-        self, min_dims: int = 0, max_dims: int = 3, min_side: int = 0, max_side: int = 4
-    ) -> tuple[int, ...]:
+    def shape(self, min_dims: int = 0, max_dims: int = 3, min_side: int = 0, max_side: int = 4) -> tuple[int, ...]:
         """A shape, axes of size 0 and 1 among it."""
-        return self._draw(
-            hnp.array_shapes(min_dims=min_dims, max_dims=max_dims, min_side=min_side, max_side=max_side)
-        )
+        return self._draw(hnp.array_shapes(min_dims=min_dims, max_dims=max_dims, min_side=min_side, max_side=max_side))
 
     def shapes(self, n: int, max_dims: int = 3, max_side: int = 3) -> tuple[tuple[int, ...], ...]:
         """`n` shapes that broadcast with each other."""
-        strategy = hnp.mutually_broadcastable_shapes(
-            num_shapes=n, max_dims=max_dims, min_side=0, max_side=max_side
-        )
+        strategy = hnp.mutually_broadcastable_shapes(num_shapes=n, max_dims=max_dims, min_side=0, max_side=max_side)
         return self._draw(strategy).input_shapes
 
     def axis(self, ndim: int) -> int:
@@ -105,14 +101,22 @@ class Draw:
             strategies.append(hnp.integer_array_indices(shape, result_shape=result))
         return self._draw(st.one_of(strategies))
 
-    def array(
-        self, shape: tuple[int, ...], low: float | None = None, high: float | None = None
-    ) -> np.ndarray:
+    def array(self, shape: tuple[int, ...], low: float | None = None, high: float | None = None) -> np.ndarray:
         """float64 numbers between low and high (the operator's domain if left out), in any layout."""
         low, high = self._domain[0] if low is None else low, self._domain[1] if high is None else high
-        self._arrays += 1  # two arrays are never equal: ties are tested apart
+        self._arrays += 1
         rng = np.random.default_rng((self._arrays, self._draw(st.integers(0, 2**16))))
-        return self._in_layout(rng.uniform(low, high, shape))
+        return self._in_layout(self._apart(rng, shape, low, high))
+
+    def _apart(self, rng: np.random.Generator, shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
+        """Numbers with few digits, no two of them equal, in this array or in two: ties are tested apart."""
+        points, wanted = 1000, math.prod(shape)
+        if wanted > points or low == high:
+            return np.asarray(rng.uniform(low, high, shape))
+        spacing = (high - low) / (points + 1)
+        digits = math.ceil(-math.log10(spacing))
+        x = np.round(low + spacing * (1 + rng.choice(points, wanted, replace=False)), digits)
+        return np.round(x + self._arrays % 10 * 10.0 ** -(digits + 2), digits + 2).reshape(shape)
 
     def integers(self, low: int, high: int, shape: tuple[int, ...]) -> np.ndarray:
         """int64 numbers from low to high − 1, equal ones among them."""
@@ -123,9 +127,7 @@ class Draw:
         if layout == "Fortran":
             return np.array(x, order="F")
         if layout == "sliced":
-            larger = np.full(
-                [2 * size + 1 for size in x.shape], np.nan
-            )  # what is read beside the slice is seen
+            larger = np.full([2 * size + 1 for size in x.shape], np.nan)  # what is read beside the slice is seen
             larger[tuple(slice(1, None, 2) for _ in x.shape)] = x
             return larger[tuple(slice(1, None, 2) for _ in x.shape)]
         if layout == "reversed":
@@ -168,19 +170,34 @@ def operator_test(op: Op, max_examples: int = 50) -> Callable[[], None]:
     """
 
     def test() -> None:
-        for sample in samples_of(op):
-            prove(op, sample)
+        __tracebackhide__ = True
+        try:
+            for sample in samples_of(op):
+                prove(op, sample)
+        except AssertionError:
+            drawn()  # is there a smaller example?
+            raise
         for sample in samples_of(op, errors=True):
             refuses(op, sample)
         drawn()
 
-    @settings(max_examples=max_examples, deadline=None)
+    @settings(max_examples=max_examples, deadline=None, phases=set(settings().phases) - {Phase.explain})
     @given(spaces(op))
     def drawn(sample: Sample) -> None:
+        __tracebackhide__ = True
         prove(op, sample)
 
     test.__name__ = f"test_{op.name}"
     return test
+
+
+@pytest.fixture
+def prove_operator() -> Callable[..., None]:
+    """For tests that do more: `pytest_plugins = ["autograd.testing"]` in conftest.py, and then
+
+    def test_mine(prove_operator): prove_operator(mine)
+    """
+    return lambda op, max_examples=50: operator_test(op, max_examples)()
 
 
 def function_test(
@@ -210,15 +227,17 @@ def function_test(
             found.append(Variable.wrap(draw.array(tuple(size), low, high)).requires_grad_())
         return tuple(found)
 
-    @settings(max_examples=max_examples, deadline=None)
+    @settings(max_examples=max_examples, deadline=None, phases=set(settings().phases) - {Phase.explain})
     @given(inputs())
     def test(arguments: tuple[Tensor, ...]) -> None:
+        __tracebackhide__ = True
         note(f"shapes {[x.shape for x in arguments]}")
         gradcheck(function, arguments)
         if second_order:
             gradgradcheck(function, arguments)
 
     def run() -> None:
+        __tracebackhide__ = True
         test()
 
     run.__name__ = f"test_{getattr(function, '__name__', 'function')}"

@@ -36,7 +36,7 @@ def page_of(doc: str) -> str:
 
     def flush() -> None:
         if prose:
-            parts.append(f"<p>{escape(' '.join(prose))}</p>")
+            parts.append(f"<p>{_words(' '.join(prose))}</p>")
             prose.clear()
 
     after_formula = False
@@ -46,7 +46,7 @@ def page_of(doc: str) -> str:
             parts.append(f'<div class="formula">{formula(line.strip())}</div>')
             after_formula = True
         elif line.strip() and after_formula:  # its words go on
-            parts[-1] = parts[-1].replace("</span></div>", f" {escape(line.strip())}</span></div>")
+            parts[-1] = parts[-1].replace("</span></div>", f" {_words(line.strip())}</span></div>")
         elif line.strip():
             prose.append(line.strip())
         else:
@@ -62,7 +62,12 @@ def formula(line: str) -> str:
     mathematics, rest = (line, "") if begin is None else (line[: begin.start()], line[begin.start() :])
     tokens = [(str(match.lastgroup), match.group()) for match in TOKEN.finditer(mathematics)]
     row = _row(tokens)
-    return f'<math display="inline">{row}</math><span class="prose">{escape(rest)}</span>'
+    return f'<math display="inline">{row}</math><span class="prose">{_words(rest)}</span>'
+
+
+def _words(text: str) -> str:
+    """Prose, with what stands in backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _row(tokens: list[tuple[str, str]]) -> str:
@@ -72,9 +77,7 @@ def _row(tokens: list[tuple[str, str]]) -> str:
         kind, text = tokens.pop(0)
         if kind == "space":
             operand = bool(out) and not out[-1].endswith("</mo>") and bool(tokens)
-            if operand and (
-                tokens[0][0] in ("name", "number") or tokens[0][1] in "(√Σ"
-            ):  # a product without a sign
+            if operand and (tokens[0][0] in ("name", "number") or tokens[0][1] in "(√Σ"):  # a product without a sign
                 out.append('<mspace width=".22em"/>')
         elif kind == "up" and out:
             out.append(f"<msup>{out.pop()}{_plain(text, SUPERSCRIPT)}</msup>")

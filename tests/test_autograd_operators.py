@@ -10,7 +10,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import autograd
-from autograd.proof import as_tensors, prove, refuses, wanted
+from autograd.gradcheck import examine_second, gradients_of
+from autograd.proof import Case, as_tensors, prove, refuses, wanted
 from autograd.references import REFERENCES
 from autograd.testing import Draw, samples_of, spaces
 
@@ -25,9 +26,7 @@ ALWAYS = {"value", "derivative", "second", "dot", "linear", "layout", "untouched
 def test_an_operator_explains_itself(op):
     assert "=" in op.doc.splitlines()[0], "the first line of the block is the formula"
     assert "\nd" in op.doc or "∂" in op.doc, "the block states the derivative"
-    assert op.plain is not None if op.is_fused else op.name in REFERENCES, (
-        "there is something to compare it with"
-    )
+    assert op.plain is not None if op.is_fused else op.name in REFERENCES, "there is something to compare it with"
     assert bool(op.kinks) == any(sample.subgradient is not None for sample in samples_of(op)), (
         "an operator with kinks has samples that say what its rule gives there"
     )
@@ -48,12 +47,30 @@ def test_an_operator_is_proved_on_its_samples(op):
 @by_name
 def test_an_operator_is_proved_on_all_of_its_space(op):
     # The same samples each time; `python -m autograd.prove` draws more.
-    @settings(max_examples=max(5, settings().max_examples // 4), phases=set(Phase) - {Phase.explain}, derandomize=True)
+    few, phases = max(5, settings().max_examples // 4), set(settings().phases) - {Phase.explain}
+
+    @settings(max_examples=few, phases=phases, derandomize=True)
     @given(spaces(op))
     def drawn(sample):
         prove(op, sample)
 
     drawn()
+
+
+@by_name
+def test_a_primitive_of_several_arrays_broadcasts_them(op):
+    several = sum(any(isinstance(s.inputs[i], np.ndarray) for s in samples_of(op)) for i in range(len(op.inputs))) > 1
+    assert op.broadcasts == (several and not op.is_fused and not op.variadic)
+
+
+@by_name
+def test_third_derivatives_follow_from_the_same_rules(op):
+    """Second derivatives are proved everywhere; here their own derivatives, on a small sample, along directions."""
+    samples = [s for s in samples_of(op) if s.subgradient is None and 0 < np.size(op(*s.inputs, **s.params)) <= 60]
+    sample = min(samples, key=lambda s: sum(np.size(x) for x in s.inputs if isinstance(x, np.ndarray)))
+    case = Case(op, sample)
+    gradients, arguments = gradients_of(case.call, case.inputs, None, seed=0)
+    examine_second(gradients, arguments, whole=0)
 
 
 @by_name
@@ -67,6 +84,17 @@ def test_integers_are_computed_in_the_default_floating_dtype(op):
     x = [np.ones((2, 3), np.int64) for _ in op.inputs]
     assert op(*x).dtype == np.float32
     np.testing.assert_allclose(op(*x), op(*(a.astype(np.float64) for a in x)), rtol=1e-6)
+
+
+@by_name
+def test_integers_never_become_float64(op):
+    """What is no whole number any more is in the default dtype, unless float64 was asked for."""
+    if op.is_fused or op.name == "cast":
+        return
+    sample = next(s for s in samples_of(op) if all(np.size(x) for x in s.inputs))
+    integers = [np.ones(x.shape, np.int64) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
+                for x in sample.inputs]  # fmt: skip
+    assert op(*integers, **sample.params).dtype != np.float64
 
 
 @given(st.data())

@@ -126,6 +126,14 @@ def test_any_index_reads_and_scatters_as_numpy_does(data):
     np.testing.assert_allclose(x.grad.array, expected, rtol=1e-12)
 
 
+def test_powers_of_zero_have_the_derivatives_that_their_record_states():
+    a, b = Tensor(np.zeros(4), requires_grad=True), Tensor(np.array([0.0, 1.0, 2.0, 0.5]), requires_grad=True)
+    with np.errstate(all="ignore"):
+        (a**b).sum().backward()
+    np.testing.assert_array_equal(a.grad.array, [0, 1, 0, np.inf])
+    np.testing.assert_array_equal(b.grad.array, [0, 0, 0, 0])
+
+
 def test_randint_and_multinomial_read_their_arguments_as_pytorch_does():
     autograd.manual_seed(0)
     assert autograd.randint(5, (2, 3)).shape == (2, 3)

@@ -176,6 +176,8 @@ def leaf(*shape):
     ("sum", "add", {"db": lambda dout: dout[:1]}, (leaf(2, 3), leaf(1, 3))),
     ("transposed", "matmul_2d", {"da": lambda dout, b: ops.matmul(b, dout.mT if isinstance(dout, Tensor) else dout.T)},
      (leaf(3, 3), leaf(3, 3))),
+    ("transposed", "matmul_2d", {"da": lambda dout, b: ops.matmul(b, dout.mT if isinstance(dout, Tensor) else dout.T)},
+     (leaf(2, 3), leaf(3, 3))),
     ("shape", "add", {"db": lambda dout: dout.sum(0)}, (leaf(2, 3), leaf(2, 3))),
 ])  # fmt: skip
 def test_a_report_names_the_likely_cause(cause, name, changes, inputs):
@@ -192,7 +194,7 @@ def test_a_report_names_operator_input_index_values_and_error_bar():
     error = caught.value
     assert error.input == 1 and error.index == (1, 0) and error.element == (1, 0)
     assert error.analytic == 0 and error.numeric == pytest.approx(3) and 0 < error.bar < 1e-9
-    for words in ("`mul`", "input 1 at [1, 0]", "analytic 0", "numeric 3", "±"):
+    for words in ("`mul`", "input 1 (b) at [1, 0]", "analytic 0", "numeric 3", "±"):
         assert words in str(error)
 
 

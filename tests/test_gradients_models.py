@@ -112,9 +112,7 @@ def test_each_parameter_by_itself():
 
         numeric = differentiate(at)
         at(0.0)
-        assert (
-            abs(p.grad.array[i] - numeric.value[0]) <= 4 * numeric.bar[0] + 1e-9 * np.abs(p.grad.array).max()
-        ), name
+        assert abs(p.grad.array[i] - numeric.value[0]) <= 4 * numeric.bar[0] + 1e-9 * np.abs(p.grad.array).max(), name
 
 
 def gradients_of(gpt, loss, backward=True):
@@ -227,9 +225,7 @@ def test_an_anomaly_on_the_way_back_names_the_line_that_made_the_operation():
     x = Tensor(np.array([0.0, 1.0]), requires_grad=True)
     with np.errstate(all="ignore"), autograd.detect_anomaly():
         y = x.sqrt() * 2  # the root of all trouble
-        with pytest.raises(
-            autograd.AnomalyError, match="`sqrt` made the first Inf in its backward pass"
-        ) as caught:
+        with pytest.raises(autograd.AnomalyError, match="`sqrt` made the first Inf in its backward pass") as caught:
             y.sum().backward()
     assert "the root of all trouble" in str(caught.value)
 
@@ -279,9 +275,7 @@ def test_module_and_tensor_hooks_see_a_model_from_inside():
     handle.remove()
     index = [name for name, _ in gpt.named_parameters()].index("blocks.0.mlp.up.weight")
     assert not silenced[index].any() and expected[index].any()
-    handle = gpt.blocks[0].register_forward_pre_hook(
-        lambda module, arguments: (arguments[0] * 1.0, *arguments[1:])
-    )
+    handle = gpt.blocks[0].register_forward_pre_hook(lambda module, arguments: (arguments[0] * 1.0, *arguments[1:]))
     assert_same(gradients_of(gpt, lambda: gpt(idx, targets)[1]), expected)
     handle.remove()
     assert_same(gradients_of(gpt, lambda: gpt(idx, targets)[1]), expected)

@@ -22,9 +22,7 @@ def index(i):
 
 
 def reduced(function):
-    return lambda x, dim=None, keepdim=False: function(
-        x, tuple(range(x.ndim)) if dim is None else dim, keepdim
-    )
+    return lambda x, dim=None, keepdim=False: function(x, tuple(range(x.ndim)) if dim is None else dim, keepdim)
 
 
 def scatter(x, shape, index):
@@ -51,11 +49,7 @@ def causal_self_attention(qkv, n_head, n_kv_head, dropout_p=0.0, seed=0):
     B, T, _ = qkv.shape
     heads = qkv.reshape(B, T, n_head + 2 * n_kv_head, -1).transpose(1, 2)
     q, k, v = heads.split([n_head, n_kv_head, n_kv_head], 1)
-    return (
-        F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        .transpose(1, 2)
-        .reshape(B, T, -1)
-    )
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2).reshape(B, T, -1)
 
 
 THEIRS = {
@@ -94,14 +88,8 @@ def agree(op, sample, dtype=np.float64):
         return  # the random numbers are our own
     case = Case(op, sample)
     ours = _run(case.call, case.inputs, case.dout)
-    theirs = [
-        torch.tensor(np.array(x)) if isinstance(x, np.ndarray | np.generic) else x for x in sample.inputs
-    ]
-    asked = [
-        t.requires_grad_()
-        for x, t in zip(case.inputs, theirs, strict=True)
-        if getattr(x, "requires_grad", False)
-    ]
+    theirs = [torch.tensor(np.array(x)) if isinstance(x, np.ndarray | np.generic) else x for x in sample.inputs]
+    asked = [t.requires_grad_() for x, t in zip(case.inputs, theirs, strict=True) if getattr(x, "requires_grad", False)]
     out = THEIRS[op.name](*theirs, **sample.params)
     expected = [out.detach().numpy()]
     if out.requires_grad:
@@ -130,7 +118,9 @@ def test_pytorch_agrees_on_every_sample(op):
 
 @pytest.mark.parametrize("op", SHARED, ids=lambda op: op.name)
 def test_pytorch_agrees_on_all_of_its_space(op):
-    @settings(max_examples=max(5, settings().max_examples // 4), phases=set(Phase) - {Phase.explain}, derandomize=True)
+    few, phases = max(5, settings().max_examples // 4), set(settings().phases) - {Phase.explain}
+
+    @settings(max_examples=few, phases=phases, derandomize=True)
     @given(spaces(op))
     def drawn(sample):
         try:

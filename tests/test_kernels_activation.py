@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from kernel_checks import DTYPES, check, layouts, matrices, numbers, precise, same_bits_for_any_threads, seeds
 
 from autograd.kernels import activation
+from autograd.kernels.arrays import GRAIN
 
 erfc = np.frompyfunc(lambda x: math.erfc(x), 1, 1)
 ROOT = math.sqrt(2 / math.pi)
@@ -84,3 +85,18 @@ def test_same_bits_for_any_threads():
             same_bits_for_any_threads(backward, dout, x)
         same_bits_for_any_threads(activation.swiglu, x, dout)
         same_bits_for_any_threads(activation.swiglu_backward, dout, x, dout)
+
+
+@pytest.mark.parametrize("size", [GRAIN - 1, GRAIN, GRAIN + 1, 2 * GRAIN, 2 * GRAIN + 5])
+def test_every_element_of_every_chunk_is_computed(size):
+    """Chunk by chunk or one after another: the same numbers."""
+    dtype = DTYPES[1]
+    x, up, dout = (numbers((size,), dtype, seed) for seed in range(3))
+    pieces = [slice(start, start + 1000) for start in range(0, size, 1000)]
+    for forward, backward, *_ in ACTIVATIONS.values():
+        check(forward(x), np.concatenate([forward(x[p]) for p in pieces]), 4)
+        check(backward(dout, x), np.concatenate([backward(dout[p], x[p]) for p in pieces]), 4)
+    check(activation.swiglu(x, up), np.concatenate([activation.swiglu(x[p], up[p]) for p in pieces]), 4)
+    parts = [activation.swiglu_backward(dout[p], x[p], up[p]) for p in pieces]
+    for k, whole in enumerate(activation.swiglu_backward(dout, x, up)):
+        check(whole, np.concatenate([part[k] for part in parts]), 4)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_checks import DTYPES, layouts, matrices, numbers, same_bits_for_any_threads, seeds
 
-from autograd.kernels.random import dropout, uniform
+from autograd.kernels.random import dropout, random_bits, uniform
 
 SIZE = 1 << 18
 
@@ -30,6 +30,18 @@ def test_numbers_are_spread_evenly(seed):
         assert abs(counts - expected).max() < 5 * np.sqrt(expected)
     low_bits = (u * 2**32).astype(np.int64) & 0xFF
     assert abs(np.bincount(low_bits, minlength=256) - SIZE / 256).max() < 5 * np.sqrt(SIZE / 256)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**62))
+def test_bits_are_the_hash_of_their_position(key0, key1, i):
+    """In whole numbers of any length: a run that is resumed on another machine draws the same masks."""
+    word = 2**32 - 1
+    h = ((i & word) * 0x9E3779B9 + key0) & word
+    h = ((h ^ h >> 16) * 0x7FEB352D) & word
+    h ^= key1 ^ ((i >> 32) * 0x85EBCA6B & word)
+    h = ((h ^ h >> 15) * 0x846CA68B) & word
+    h = ((h ^ h >> 13) * 0xC2B2AE35) & word
+    assert random_bits(np.uint32(key0), np.uint32(key1), i) == h ^ h >> 16
 
 
 def correlation(a, b):

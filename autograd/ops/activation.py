@@ -26,8 +26,6 @@ class gelu:
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016. GPT-2 uses the tanh form.
     """
 
-    analytic = lambda approximate: approximate == "tanh"  # erf takes real numbers
-
     def forward(x, *, approximate="none"):
         if approximate not in ("none", "tanh"):
             raise ValueError(f"gelu: expected approximate='none' or 'tanh', got {approximate!r}")

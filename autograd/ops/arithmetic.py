@@ -271,6 +271,8 @@ class clip:
     def forward(x, *, low=None, high=None):
         if low is None and high is None:
             raise ValueError("clip: expected at least one of min and max, got neither")
+        if x.dtype.kind in "iu" and (isinstance(low, float) or isinstance(high, float)):
+            x = x.astype(np.float32)  # as PyTorch does
         return np.clip(x, low, high)
 
     def dx(dout, x, low, high):

@@ -96,7 +96,11 @@ class attention:
             yield Sample((q, k, v), {"causal": True})
             yield Sample((q, k, v), {"causal": False, "scale": 0.3})
         yield Sample((q, k, v), {"causal": True, "dropout_p": 0.3, "seed": 7})
-        yield Sample((q, k, v[:, :, :1]), error=ValueError, match="expected q")
+        yield Sample((q[:, :, :5], k, v), {"dropout_p": 0.3})
+        for wrong in ((q, k, v[:, :, :1]), (q, k[:, :, :1], v), (q[0], k[0], v[0]), (q[None], k, v), (q[0], k, v)):
+            yield Sample(wrong, error=ValueError, match="expected q")
+        for wrong in ((q[..., None], k, v), (q[..., None], k[..., None], v[..., None])):
+            yield Sample(wrong, error=ValueError, match="expected q")
         for width in (D - 1, D + 1):
             wrong = rng.normal(size=(1, 1, 17, width))
             yield Sample((q, wrong, wrong), error=ValueError, match="expected q")
@@ -180,9 +184,10 @@ class causal_self_attention:
         for B, T, H, K, D in ((2, 4, 2, 2, 3), (1, 5, 4, 2, 2), (2, 1, 2, 1, 4), (1, 19, 1, 1, 8)):
             yield Sample((rng.normal(size=(B, T, (H + 2 * K) * D)),), {"n_head": H, "n_kv_head": K})
         yield Sample((rng.normal(size=(1, 6, 16)),), {"n_head": 2, "n_kv_head": 1, "dropout_p": 0.4, "seed": 3})
-        yield Sample(
-            (rng.normal(size=(1, 6, 16)),), {"n_head": 3, "n_kv_head": 1}, error=ValueError, match="expected qkv"
-        )
+        refused = {(1, 6, 16): (3, 1), (1, 6, 28): (3, 2), (1, 6, 15): (2, 1), (6, 16): (2, 1), (1, 1, 6, 16): (2, 1)}
+        for shape, heads in refused.items():
+            params = {"n_head": heads[0], "n_kv_head": heads[1]}
+            yield Sample((rng.normal(size=shape),), params, error=ValueError, match="expected qkv")
 
     def space(draw):
         B, T, K, D = draw.size(1, 2), draw.size(1, 4), draw.size(1, 2), draw.size(1, 4)

@@ -224,8 +224,6 @@ class erf:
 
     floats = True
 
-    analytic = False  # the platform's erf takes real numbers
-
     def forward(x):
         return special.erf(x)
 
