@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from .kernels.sums import add
 from .storage import Saved, Storage
 
 __all__ = ["Leaf", "Node", "Variable", "detect_anomaly", "enable_grad", "no_grad", "plain", "run_backward", "state"]
@@ -142,7 +143,7 @@ class Leaf:
             variable._grad = Variable.wrap(variable._grad.array + gradient)
         else:
             target = variable._grad.mutate()
-            np.add(target, gradient, out=target)
+            add(target, gradient, out=target)
 
 
 class Node:
@@ -212,11 +213,14 @@ def run_backward(
             gradients[node] = gradient
             if fresh:
                 owned.add(node)
-        elif create_graph or node not in owned or not before.ndim:  # NumPy's 0-d results are immutable scalars
+        elif create_graph or not before.ndim:  # NumPy's 0-d results are immutable scalars
             gradients[node] = before + gradient
             owned.add(node)
+        elif node in owned:
+            add(before, gradient, out=before)
         else:
-            np.add(before, gradient, out=before)
+            gradients[node] = add(gradient, before, out=gradient if fresh else None)
+            owned.add(node)
 
     for node, gradient in roots:
         contribute(node, gradient, False)

@@ -78,25 +78,25 @@ class _Rule:
     joint: bool  # returns one gradient for each input of the operator
 
     def __call__(self, node: Node, dout: Any, saved: dict[str, Any], needs: tuple) -> Any:
-        """Call the function with what it asks for."""
-        arguments: dict[str, Any] = {}
-        for argument, kind, key in self.sources:
+        """Call the function with what it asks for, which its sources list in order."""
+        arguments: list[Any] = []
+        for _, kind, key in self.sources:
             if kind == "dout":
-                arguments[argument] = dout
+                arguments.append(dout)
             elif kind == "saved":
-                arguments[argument] = saved[key]
+                arguments.append(saved[key])
             elif kind == "param":
-                arguments[argument] = node.params[key]
+                arguments.append(node.params[key])
             elif kind == "needs":
-                arguments[argument] = needs
+                arguments.append(needs)
             elif kind == "retain_graph":
-                arguments[argument] = state.retaining
+                arguments.append(state.retaining)
             elif kind == "shapes":
-                arguments[argument] = tuple(shape for shape, _ in node.inputs)
+                arguments.append(tuple(shape for shape, _ in node.inputs))
             else:
                 shape, dtype = node.inputs[key]
-                arguments[argument] = shape if kind == "shape" else dtype
-        return self.function(**arguments)
+                arguments.append(shape if kind == "shape" else dtype)
+        return self.function(*arguments)
 
 
 class _Plan(NamedTuple):
@@ -222,17 +222,22 @@ class Op:
     # -- the forward pass -----------------------------------------------------------------------------------------
 
     def __call__(self, *inputs: Any, **params: Any) -> Any:
-        arrays = [x.array if isinstance(x, Variable) else x for x in inputs]
-        needs = tuple([isinstance(x, Variable) and x.node is not None for x in inputs]) if state.recording else ()
-        if True in needs and not self.variadic:
-            needs = tuple([need and i in self.differentiable for i, need in enumerate(needs)])
+        arrays, wants, tensors, recording = [], [], False, state.recording
+        for i, x in enumerate(inputs):
+            if isinstance(x, Variable):
+                tensors = True
+                arrays.append(x.array)
+                wants.append(recording and x.node is not None and (self.variadic or i in self.differentiable))
+            else:
+                arrays.append(x)
+                wants.append(False)
+        needs = tuple(wants)
         tracked = True in needs
-        tensors = tracked or any(isinstance(x, Variable) for x in inputs)
         if tensors and state.plain and self.plain is not None:
             return self.plain(*inputs, **params)
         if self.promotes:
             arrays = promote(arrays, self.floats, kinds=self.promotes)
-        hints = {"needs": needs or (False,) * len(inputs)} if self.wants_needs else {}
+        hints = {"needs": needs} if self.wants_needs else {}
         try:
             result = self.forward(*arrays, **params, **hints)
         except (ValueError, IndexError) as error:
@@ -344,7 +349,9 @@ def _keep_input(x: Any, array: Any) -> Any:
 
 
 def _unpack(value: Any, name: str, op_name: str) -> Any:
-    return value.unpack(name, op_name) if hasattr(value, "unpack") else value
+    if isinstance(value, np.ndarray) or not hasattr(value, "unpack"):
+        return value
+    return value.unpack(name, op_name)
 
 
 def promote(arrays: list, floats: bool, kinds: str = "iuf") -> list:

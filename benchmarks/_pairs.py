@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["Ratio", "compare", "run_arm"]
+__all__ = ["Ratio", "compare", "processor", "run_arm"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,16 @@ def compare(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
 def _at_most(k: int, n: int) -> float:
     """The probability of at most k heads in n tosses."""
     return sum(math.comb(n, i) for i in range(k + 1)) / 2**n
+
+
+def processor() -> str:
+    """The model of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def run_arm(module: str, *arguments: str, threads: int = 2) -> dict:

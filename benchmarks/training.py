@@ -2,11 +2,13 @@
 
     python -m benchmarks training                       tiny and baby, five rounds
     python -m benchmarks training gpt2 --rounds 3
-    python -m benchmarks training tiny --arms groundup-float32 torch-float32 groundup-float32
+    python -m benchmarks training tiny --arms groundup-float32 torch-float32 groundup-float32 --json tiny.json
 
 Arms: ours in float32 and bfloat16; PyTorch (the model of nanoGPT, its fused AdamW, scaled_dot_product_attention) eager
 in float32, compiled, under bfloat16 autocast, and in float32 with bfloat16 products ("medium"). All use two threads.
-Peak memory is the largest resident set of the process.
+Peak memory is the largest resident set of the process. An arm that is named twice shows what the noise alone does.
+MFU is the share of the measured peak (float32 units, or AMX for bfloat16) that the FLOPs of the model's formula make:
+what a kernel computes twice, or beyond the causal diagonal, does not count.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-from benchmarks._pairs import compare, run_arm
+from benchmarks._pairs import compare, processor, run_arm
 
 # B sequences, T tokens, layers, heads, width C, vocabulary V, steps timed in a round
 CONFIGS = {
@@ -39,27 +42,47 @@ def main() -> int:
     parser.add_argument("--arms", nargs="+", default=["groundup-float32", "torch-float32"], choices=ARMS, metavar="ARM")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
     for config in options.configs:
         if config not in CONFIGS:
             parser.error(f"no configuration {config!r}; there are {', '.join(CONFIGS)}")
-        measure(config, options.arms, options.rounds, options.threads)
+    peaks = run_arm("benchmarks._peaks", threads=options.threads)
+    print(f"{processor()}; peaks in GFLOP/s or GB/s:", ", ".join(f"{k} {v / 1e9:.0f}" for k, v in peaks.items()))
+    report = {"processor": processor(), "threads": options.threads, "peaks": peaks}
+    for config in options.configs:
+        report[config] = measure(config, options.arms, options.rounds, options.threads, peaks)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 
-def measure(config: str, arms: list[str], rounds: int, threads: int) -> None:
-    """Time every arm once a round, in fresh processes."""
+def flops_of_a_step(config: str) -> float:
+    """Six for each weight of a matrix and token, and the causal half of attention, backward twice forward."""
+    B, T, n_layer, _, C, V, _ = CONFIGS[config]
+    return 6.0 * B * T * (12 * C * C * n_layer + V * C) + 6.0 * B * T * T * C * n_layer
+
+
+def measure(config: str, arms: list[str], rounds: int, threads: int, peaks: dict[str, float]) -> list[dict]:
+    """Time every arm once a round, in fresh processes; print and return what came out."""
     results: list[list[dict]] = [[] for _ in arms]
     for _ in range(rounds):
         for arm, found in zip(arms, results, strict=True):
             found.append(run_arm("benchmarks.training", "--worker", arm, config, threads=threads))
     print(f"\n{config}: {rounds} rounds, {threads} threads")
-    print(f"{'':<20}{'ms a step':>10}{'peak MB':>9}{'faults':>8}   time over {arms[0]}'s (median [interval])")
+    print(f"{'':<20}{'ms a step':>10}{'MFU':>6}{'peak MB':>9}{'faults':>8}   time over {arms[0]}'s [interval]")
+    figures = []
     base = [r["milliseconds"] for r in results[0]]
     for arm, found in zip(arms, results, strict=True):
         times = [r["milliseconds"] for r in found]
         megabytes, faults = (statistics.median(r[key] for r in found) for key in ("megabytes", "faults_per_step"))
-        print(f"{arm:<20}{statistics.median(times):>10.1f}{megabytes:>9.0f}{faults:>8.0f}   {compare(base, times)}")
+        peak = peaks.get("float32" if arm.split("-")[1] in ("float32", "compile") else "bfloat16", peaks["float32"])
+        mfu = flops_of_a_step(config) / (statistics.median(times) / 1e3) / peak
+        ratio = compare(base, times)
+        print(f"{arm:<20}{statistics.median(times):>10.1f}{mfu:>6.0%}{megabytes:>9.0f}{faults:>8.0f}   {ratio}")
+        figures.append({"arm": arm, "milliseconds": times, "mfu": mfu, "megabytes": megabytes,
+                        "faults_per_step": faults, "ratio": ratio.median, "low": ratio.low, "high": ratio.high})
+    return figures
 
 
 def worker(arm: str, config: str) -> None:
@@ -98,8 +121,7 @@ def groundup_step(config: str, precision: str) -> Step:
     import autograd as ag
     from autograd.kernels.memory import keep_freed_memory
     from model import GPT, GPTConfig
-    from nn import clip_grad_norm_
-    from nn.optim import AdamW
+    from nn.optim import AdamW, clip_scale, grad_norm
 
     _, T, n_layer, n_head, C, V, _ = CONFIGS[config]
     keep_freed_memory()
@@ -112,8 +134,7 @@ def groundup_step(config: str, precision: str) -> Step:
         with ag.matmul_precision(precision):
             _, loss = model(inputs, targets)
             loss.backward()
-        clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step(grad_scale=clip_scale(grad_norm(model), 1.0))
         optimizer.zero_grad()
 
     return step
@@ -157,6 +178,9 @@ def torch_step(config: str, precision: str) -> Step:
 
     torch.manual_seed(0)
     model = GPT()
+    for parameter in model.parameters():  # as nanoGPT. Left at 1, the table's logits underflow to slow denormal numbers
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.02)
     if precision == "medium":
         torch.set_float32_matmul_precision("medium")
     run = torch.compile(model) if precision == "compile" else model

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from autograd import Tensor
-from autograd.kernels.optimizer import adamw, sum_of_squares
+from autograd.kernels.optimizer import AdamWSettings, adamw, sum_of_squares
 from nn.module import Module
 
 __all__ = ["SGD", "AdamW", "Optimizer", "clip_grad_norm_", "decay_groups", "grad_norm"]
@@ -204,7 +204,7 @@ class SGD(Optimizer):
 
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay, in one pass over memory for each parameter.
+    """Adam with decoupled weight decay, in one pass over memory for all parameters.
 
     params   parameters or a Module: norms, biases and embeddings do not decay; or groups (dicts), taken as they are
     betas    β₁, β₂: how slowly the means of gradient and squared gradient move
@@ -229,31 +229,28 @@ class AdamW(Optimizer):
         if not all(0 <= beta < 1 for beta in group["betas"]):
             raise ValueError(f"AdamW: betas must be at least 0 and below 1, got {group['betas']}")
 
-    def _update(self, p: Tensor, grad: np.ndarray, state: dict, group: Group, grad_scale: float) -> None:
-        if not state:
-            state.update(step=0, exp_avg=np.zeros_like(p.array), exp_avg_sq=np.zeros_like(p.array))
-        state["step"] += 1
-        beta1, beta2 = group["betas"]
-        adamw(
-            p.mutate(),
-            grad,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            bias_correction1=1 - beta1 ** state["step"],
-            bias_correction2=1 - beta2 ** state["step"],
-            grad_scale=grad_scale,
-        )
+    def step(self, *, grad_scale: float = 1.0) -> None:
+        """Move every parameter that has a gradient; gradients count multiplied by `grad_scale` (clipping)."""
+        updates = []
+        for group in self.param_groups:
+            (beta1, beta2), fixed = group["betas"], (group["eps"], group["weight_decay"])
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state.setdefault(p, {})
+                if not state:
+                    state.update(step=0, exp_avg=np.zeros_like(p.array), exp_avg_sq=np.zeros_like(p.array))
+                state["step"] += 1
+                corrections = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
+                settings = AdamWSettings(group["lr"], beta1, beta2, *fixed, *corrections, grad_scale)
+                updates.append((p.mutate(), p.grad.array, state["exp_avg"], state["exp_avg_sq"], settings))
+        adamw(updates)
 
 
 def grad_norm(parameters: Iterable[Tensor] | Module) -> float:
     """The length of all gradients taken as one vector: √Σ g², summed in float64 in a fixed order."""
     tensors: Sequence[Tensor] = list(parameters.parameters() if isinstance(parameters, Module) else parameters)
-    return math.sqrt(sum(sum_of_squares(p.grad.array) for p in tensors if p.grad is not None))
+    return math.sqrt(sum_of_squares([p.grad.array for p in tensors if p.grad is not None]))
 
 
 def clip_grad_norm_(

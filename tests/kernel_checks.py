@@ -38,7 +38,7 @@ def layouts(draw, array):
 @st.composite
 def matrices(draw, spreads=(1.0, 100.0), shapes=None):
     """(rows, columns) of normal numbers, as small and as large as the kernels must bear, in some layout."""
-    shape = draw(shapes or st.tuples(counts, lengths))
+    shape = draw(st.tuples(counts, lengths) if shapes is None else shapes)
     return draw(layouts(numbers(shape, draw(dtypes), draw(seeds), draw(st.sampled_from(spreads)))))
 
 

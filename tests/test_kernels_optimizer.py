@@ -8,13 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_checks import DTYPES, check, dtypes, layouts, matrices, numbers, precise, same_bits_for_any_threads, seeds
 
-from autograd.kernels.optimizer import adamw, sum_of_squares
+from autograd.kernels.arrays import GRAIN
+from autograd.kernels.optimizer import AdamWSettings, adamw, sum_of_squares
 
 settings = {"lr": 3e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
 
 
-def corrections(step):
-    return {"bias_correction1": 1 - settings["beta1"] ** step, "bias_correction2": 1 - settings["beta2"] ** step}
+def at_step(step, grad_scale=1.0, **others):
+    chosen = settings | others
+    return AdamWSettings(
+        **chosen,
+        bias_correction1=1 - chosen["beta1"] ** step,
+        bias_correction2=1 - chosen["beta2"] ** step,
+        grad_scale=grad_scale,
+    )
 
 
 shapes = st.sampled_from([(), (0,), (1,), (17,), (3, 50), (20000,)])
@@ -30,7 +37,7 @@ def test_adamw_like_the_textbook(dtype, shape, seed, grad_scale, data):
         grad = np.asarray(rng.standard_normal(shape), dtype)
         if shape:
             grad = data.draw(layouts(grad))
-        adamw(param, grad, m, v, **settings, **corrections(step), grad_scale=grad_scale)
+        adamw([(param, grad, m, v, at_step(step, grad_scale))])
         g = grad.astype(np.longdouble) * grad_scale
         exact = exact - settings["lr"] * settings["weight_decay"] * exact
         mean = settings["beta1"] * mean + (1 - settings["beta1"]) * g
@@ -47,13 +54,40 @@ def test_arrays_are_checked():
     transposed = np.zeros((4, 3), np.float32).T
     for name, wrong in (("grad", np.zeros(12, np.float32)), ("m", np.zeros((3, 4))), ("v", transposed)):
         arrays = {"param": good(), "grad": good(), "m": good(), "v": good()} | {name: wrong}
-        with pytest.raises(ValueError, match=f"expected {name} to be"):
-            adamw(**arrays, **settings, **corrections(1))
+        with pytest.raises(ValueError, match=f"expected {name} to be|expected param, m and v"):
+            adamw([(*arrays.values(), at_step(1))])
+
+
+many_sizes = st.lists(st.sampled_from([0, 1, 100, GRAIN - 1, GRAIN, GRAIN + 1, 3 * GRAIN]), max_size=6)
+
+
+@given(many_sizes, seeds, st.data())
+def test_many_arrays_at_once_are_each_by_itself(sizes, seed, data):
+    updates = []
+    for i, size in enumerate(sizes):
+        dtype = data.draw(dtypes)
+        param, grad, m, v = (numbers(size, dtype, seed + 4 * i + j) for j in range(4))
+        updates.append((param, grad, m, abs(v), at_step(i + 1, lr=10.0**-i)))
+    alone = [(param.copy(), grad, m.copy(), v.copy(), s) for param, grad, m, v, s in updates]
+    for update in alone:
+        adamw([update])
+    adamw(updates)
+    for (*together, _), (*apart, _) in zip(updates, alone, strict=True):
+        assert [x.tobytes() for x in together] == [x.tobytes() for x in apart]
+    grads = [grad for _, grad, *_ in updates]
+    assert math.isclose(sum_of_squares(grads), sum(sum_of_squares([grad]) for grad in grads), rel_tol=1e-12)
+
+
+def test_nothing_changes_where_one_parameter_is_refused():
+    arrays = [np.ones(5, np.float32) for _ in range(4)]
+    with pytest.raises(ValueError, match="expected m to be"):
+        adamw([(*arrays, at_step(1)), (arrays[0], arrays[1], np.ones(4, np.float32), arrays[3], at_step(1))])
+    assert all((x == 1).all() for x in arrays)
 
 
 @given(matrices())
 def test_sum_of_squares(x):
-    total = sum_of_squares(x)
+    total = sum_of_squares([x])
     assert isinstance(total, float)
     assert math.isclose(total, float((precise(x).astype(np.longdouble) ** 2).sum()), rel_tol=1e-12)
 
@@ -62,9 +96,9 @@ def test_not_finite_shows():
     for dtype in DTYPES:
         x = numbers(100, dtype, 0)
         x[50] = np.inf
-        assert sum_of_squares(x) == np.inf
+        assert sum_of_squares([x]) == np.inf
         x[51] = np.nan
-        assert math.isnan(sum_of_squares(x))
+        assert math.isnan(sum_of_squares([x]))
 
 
 def test_same_bits_for_any_threads():
@@ -73,8 +107,8 @@ def test_same_bits_for_any_threads():
 
         def step(param, grad, m, v):
             param, m, v = param.copy(), m.copy(), v.copy()
-            adamw(param, grad, m, v, **settings, **corrections(3))
+            adamw([(param, grad, m, v, at_step(3))])
             return param, m, v
 
         same_bits_for_any_threads(step, *arrays)
-        same_bits_for_any_threads(lambda x: np.float64(sum_of_squares(x)), arrays[0])
+        same_bits_for_any_threads(lambda x: np.float64(sum_of_squares([x, x[1:]])), arrays[0])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import autograd
-from autograd.kernels.optimizer import adamw, sum_of_squares
+from autograd.kernels.optimizer import AdamWSettings, adamw, sum_of_squares
 from autograd.proof import as_tensors, wanted
 from autograd.testing import samples_of
 
@@ -122,9 +122,8 @@ def test_the_sizes_of_small_models(name, size):
 @pytest.mark.parametrize("size", [1, 16, 43, 270])
 def test_the_optimizer(size):
     def run(param, grad, m, v):
-        settings = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
-        adamw(param, grad, m, v, lr=1e-3, bias_correction1=0.1, bias_correction2=0.01, grad_scale=0.7, **settings)
-        return [param, m, v, np.array(sum_of_squares(grad))]
+        adamw([(param, grad, m, v, AdamWSettings(1e-3, 0.9, 0.99, 1e-8, 0.1, 0.1, 0.01, 0.7))])
+        return [param, m, v, np.array(sum_of_squares([grad]))]
 
     rng = np.random.default_rng(0)
     param, grad, m = (rng.normal(size=size).astype(np.float32) for _ in range(3))

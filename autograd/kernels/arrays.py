@@ -31,6 +31,8 @@ class _Alias:
 
 def operand(x: np.ndarray) -> np.ndarray:
     """`x` as a kernel may read it: C-contiguous, aligned, writable by type. Copies only what is not in order."""
+    if x.flags.carray:  # all of that
+        return x
     x = np.require(x, requirements=("C", "A"))
     return x if x.flags.writeable else np.asarray(_Alias(x, x.shape))
 

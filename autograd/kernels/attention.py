@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -37,11 +38,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .arrays import give_back, workspace
+from .arrays import flat, give_back, workspace
 from .elementary import constant, emit_exp, exp, log, row_maximum, use_widest_vectors
-from .ir import INT, Emitter, emitted, fetch_add, host, lanes, pointer, shift, transpose
+from .ir import INT, Emitter, emitted, host, lanes, pointer, shift, stored_pointer, transpose
 from .jit import kernel, num_threads, prange
 from .random import keep_threshold, keys, random_bits
+from .tasks import next_task, queues
 
 __all__ = ["attention", "attention_backward"]
 
@@ -287,17 +289,26 @@ def _up(n, unit):
     return (n + unit - 1) // unit * unit
 
 
-@kernel
-def _at(array, batch, head, row):
-    """Where one row of a (B, H, T, D) array begins."""
-    byte = batch * array.strides[0] + head * array.strides[1] + row * array.strides[2]
-    return shift(pointer(array), byte // array.itemsize)
+class Heads(NamedTuple):
+    """A (B, H, T, D) array in memory: where it begins, and how many numbers on the next batch, head and row lie."""
+
+    start: Any
+    batch: int
+    head: int
+    row: int
 
 
 @kernel
-def _stride(array):
-    """From one row to the next."""
-    return array.strides[2] // array.itemsize
+def _heads(places, number, like):
+    """Operand `number` of `places` (see `_places`), whose numbers are those of the array `like`."""
+    at = 4 * number
+    return Heads(stored_pointer(places, at, like), places[at + 1], places[at + 2], places[at + 3])
+
+
+@kernel
+def _at(heads, batch, head, row):
+    """Where one row begins."""
+    return shift(heads.start, batch * heads.batch + head * heads.head + row * heads.row)
 
 
 @kernel
@@ -402,10 +413,10 @@ def _drop_both(p, ds, deltas, rows, seen, keys, position, row_length, dropout):
 
 
 @kernel
-def _forward_tasks(q, k, v, out, lse, scale, offset, dropout, counter, memory):
-    B, H, Tq, D = q.shape
-    _, K, Tk, _ = k.shape
-    L = lanes(pointer(q))
+def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
+    B, H, K, Tq, Tk, D = shape
+    q, k, v, out = _heads(places, 0, lse), _heads(places, 1, lse), _heads(places, 2, lse), _heads(places, 3, lse)
+    L = lanes(q.start)
     panel = 2 * L
     one, zero = scale / scale, scale - scale
     width, padded = _up(D, panel), _up(Tk, panel)
@@ -418,18 +429,18 @@ def _forward_tasks(q, k, v, out, lse, scale, offset, dropout, counter, memory):
     totals = shift(maxima, QUERIES * L)
     log_sums = shift(totals, QUERIES * L)
     while True:
-        task = fetch_add(pointer(counter))
-        if task >= B * K:
+        task = next_task(counters, worker, B * K)
+        if task < 0:
             break
         batch, kv = task // K, task % K
-        _pack_transposed(_at(k, batch, kv, 0), _stride(k), Tk, padded, D, width, one, values, 0, transposed)
-        _pack_padded(_at(v, batch, kv, 0), _stride(v), Tk, padded, D, width, one, values)
+        _pack_transposed(_at(k, batch, kv, 0), k.row, Tk, padded, D, width, one, values, 0, transposed)
+        _pack_padded(_at(v, batch, kv, 0), v.row, Tk, padded, D, width, one, values)
         for head in range(kv * (H // K), (kv + 1) * (H // K)):
             row0 = (batch * H + head) * Tq  # rows are numbered for dropout
             for first in range(0, Tq, QUERIES):
                 rows = min(QUERIES, Tq - first)
                 padded_rows = _up(rows, ROWS)
-                _pack_padded(_at(q, batch, head, first), _stride(q), rows, padded_rows, D, width, scale, queries)
+                _pack_padded(_at(q, batch, head, first), q.row, rows, padded_rows, D, width, scale, queries)
                 for j in range(0, min(Tk, first + rows - 1 + offset), KEYS):
                     seen = first + offset - j  # by the first query of the block
                     keys = min(KEYS, Tk - j)
@@ -447,14 +458,15 @@ def _forward_tasks(q, k, v, out, lse, scale, offset, dropout, counter, memory):
                     log_sums[i] = total
                     unpack(shift(sums, i * width), width, _at(out, batch, head, first + i), 0, 1, D, width, one / total)
                 for i in range(rows):
-                    lse[batch, head, first + i] = maxima[i * L] + log(log_sums[i])
+                    lse[row0 + first + i] = maxima[i * L] + log(log_sums[i])
 
 
 @kernel
-def _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, scale, offset, dropout, counter, memory):
-    B, H, Tq, D = q.shape
-    _, K, Tk, _ = k.shape
-    panel = 2 * lanes(pointer(q))
+def _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
+    B, H, K, Tq, Tk, D = shape
+    q, k, v, out = _heads(places, 0, lse), _heads(places, 1, lse), _heads(places, 2, lse), _heads(places, 3, lse)
+    dout, dq, dk, dv = _heads(places, 4, lse), _heads(places, 5, lse), _heads(places, 6, lse), _heads(places, 7, lse)
+    panel = 2 * lanes(q.start)
     one, zero = scale / scale, scale - scale
     width, padded = _up(D, panel), _up(Tk, panel)
     keys_transposed = pointer(memory)
@@ -470,24 +482,24 @@ def _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, scale, offset, dropout,
     deltas = shift(ds, QUERIES * KEYS)
     log_sums = shift(deltas, QUERIES)
     while True:
-        task = fetch_add(pointer(counter))
-        if task >= B * K:
+        task = next_task(counters, worker, B * K)
+        if task < 0:
             break
         batch, kv = task // K, task % K
         start = _at(v, batch, kv, 0)
-        _pack_transposed(start, _stride(v), Tk, padded, D, width, one, keys_packed, 0, values_transposed)
+        _pack_transposed(start, v.row, Tk, padded, D, width, one, keys_packed, 0, values_transposed)
         start = _at(k, batch, kv, 0)
-        _pack_transposed(start, _stride(k), Tk, padded, D, width, one, keys_packed, width, keys_transposed)
+        _pack_transposed(start, k.row, Tk, padded, D, width, one, keys_packed, width, keys_transposed)
         for head in range(kv * (H // K), (kv + 1) * (H // K)):
             row0 = (batch * H + head) * Tq  # rows are numbered for dropout
             for first in range(0, Tq, QUERIES):
                 rows = min(QUERIES, Tq - first)
                 padded_rows = _up(rows, ROWS)
-                _pack_padded(_at(q, batch, head, first), _stride(q), rows, padded_rows, D, width, scale, queries)
-                _pack_padded(_at(dout, batch, head, first), _stride(dout), rows, padded_rows, D, width, one, douts)
-                row_products(_at(out, batch, head, first), _stride(out), douts, width, rows, D, deltas)
+                _pack_padded(_at(q, batch, head, first), q.row, rows, padded_rows, D, width, scale, queries)
+                _pack_padded(_at(dout, batch, head, first), dout.row, rows, padded_rows, D, width, one, douts)
+                row_products(_at(out, batch, head, first), out.row, douts, width, rows, D, deltas)
                 for i in range(padded_rows):
-                    log_sums[i] = lse[batch, head, first + i] if i < rows else zero
+                    log_sums[i] = lse[row0 + first + i] if i < rows else zero
                     deltas[i] = deltas[i] if i < rows else zero
                 for j in range(0, min(Tk, first + rows - 1 + offset), KEYS):
                     seen = first + offset - j
@@ -506,27 +518,27 @@ def _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, scale, offset, dropout,
                     _weighted_transposed(p, padded_rows, keys, seen, douts, width, shift(dvalues, j * width), later)
                     _weighted_transposed(ds, padded_rows, keys, seen, queries, width, shift(dkeys, j * width), later)
                     _weighted(ds, padded_rows, keys, seen, shift(keys_packed, j * width), width, dqueries, j > 0)
-                unpack(dqueries, width, _at(dq, batch, head, first), _stride(dq), rows, D, width, scale)
-        unpack(dkeys, width, _at(dk, batch, kv, 0), _stride(dk), Tk, D, width, one)
-        unpack(dvalues, width, _at(dv, batch, kv, 0), _stride(dv), Tk, D, width, one)
+                unpack(dqueries, width, _at(dq, batch, head, first), dq.row, rows, D, width, scale)
+        unpack(dkeys, width, _at(dk, batch, kv, 0), dk.row, Tk, D, width, one)
+        unpack(dvalues, width, _at(dv, batch, kv, 0), dv.row, Tk, D, width, one)
 
 
 @kernel
-def _few_queries(q, k, v, out, lse, scale, offset, dropout, counter, memory):
+def _few_queries(places, shape, lse, scale, offset, dropout, counters, worker, memory):
     """Forward without blocks, for a query or two (text is being generated): keys and values are read where they lie."""
-    B, H, Tq, D = q.shape
-    _, K, Tk, _ = k.shape
-    width = _up(D, lanes(pointer(q)))
+    B, H, K, Tq, Tk, D = shape
+    q, k, v, out = _heads(places, 0, lse), _heads(places, 1, lse), _heads(places, 2, lse), _heads(places, 3, lse)
+    width = _up(D, lanes(q.start))
     while True:
-        task = fetch_add(pointer(counter))
-        if task >= B * H:
+        task = next_task(counters, worker, B * H)
+        if task < 0:
             break
         batch, head = task // H, task % H
         kv = head // (H // K)
         for i in range(Tq):
             query, weights = memory[:width], memory[width:width + min(Tk, i + offset)]
             pack(_at(q, batch, head, i), 0, pointer(query), 0, 1, D, width, scale)
-            row_products(_at(k, batch, kv, 0), _stride(k), pointer(query), 0, weights.size, D, pointer(weights))
+            row_products(_at(k, batch, kv, 0), k.row, pointer(query), 0, weights.size, D, pointer(weights))
             maximum = row_maximum(weights)
             total = scale - scale
             for j in range(weights.size):
@@ -535,39 +547,58 @@ def _few_queries(q, k, v, out, lse, scale, offset, dropout, counter, memory):
             factor = scale / scale / total
             for j in range(weights.size):
                 weights[j] *= factor
-            lse[batch, head, i] = maximum + log(total)
+            lse[(batch * H + head) * Tq + i] = maximum + log(total)
             _drop(pointer(weights), 1, weights.size, weights.size, ((batch * H + head) * Tq + i) * Tk, 0, dropout)
-            weighted_sum(pointer(weights), weights.size, _at(v, batch, kv, 0), _stride(v), _at(out, batch, head, i), D)
+            weighted_sum(pointer(weights), weights.size, _at(v, batch, kv, 0), v.row, _at(out, batch, head, i), D)
 
 
-def forward_few(q, k, v, out, lse, scale, offset, dropout, counter, memory):
+def forward_few(places, shape, lse, scale, offset, dropout, counters, memory):
     for worker in prange(len(memory)):
-        _few_queries(q, k, v, out, lse, scale, offset, dropout, counter, memory[worker])
+        _few_queries(places, shape, lse, scale, offset, dropout, counters, np.int64(worker), memory[worker])
 
 
-def forward(q, k, v, out, lse, scale, offset, dropout, counter, memory):
+def forward(places, shape, lse, scale, offset, dropout, counters, memory):
     for worker in prange(len(memory)):
-        _forward_tasks(q, k, v, out, lse, scale, offset, dropout, counter, memory[worker])
+        _forward_tasks(places, shape, lse, scale, offset, dropout, counters, np.int64(worker), memory[worker])
 
 
-def backward(dout, q, k, v, out, lse, dq, dk, dv, scale, offset, dropout, counter, memory):
+def backward(places, shape, lse, scale, offset, dropout, counters, memory):
     for worker in prange(len(memory)):
-        _backward_tasks(dout, q, k, v, out, lse, dq, dk, dv, scale, offset, dropout, counter, memory[worker])
+        _backward_tasks(places, shape, lse, scale, offset, dropout, counters, np.int64(worker), memory[worker])
 
 
 @functools.cache
-def _compiled(function: Callable, reads: int, writes: int, dtype: np.dtype) -> Callable:
-    """One compilation per dtype serves operands of all strides, read-only or not."""
-    number, word = numba.from_dtype(dtype), types.uint32
-    read, write = types.Array(number, 4, "A", readonly=True), types.Array(number, 4, "A")
-    lse = types.Array(number, 3, "C", readonly=True)
-    if function is backward:
-        arrays = [*[read] * reads, lse, *[write] * writes]
-    else:
-        arrays = [*[read] * reads, write, lse.copy(readonly=False)]
-    signature = types.void(*arrays, number, types.intp, types.Tuple([word, word, word, number]),
-                           types.Array(types.int64, 1, "C"), types.Array(number, 2, "C"))
+def _compiled(function: Callable, dtype: np.dtype) -> Callable:
+    """One compilation per dtype serves operands of all strides: they come as a table of where they lie.
+
+    As arrays of four axes each would take a dozen arguments, through every layer that a parallel loop is made of.
+    """
+    number, word, integers = numba.from_dtype(dtype), types.uint32, types.Array(types.int64, 1, "C")
+    signature = types.void(integers, types.UniTuple(types.int64, 6), types.Array(number, 1, "C"), number, types.intp,
+                           types.Tuple([word, word, word, number]), integers, types.Array(number, 2, "C"))
     return kernel(signature=signature, parallel=True)(function)
+
+
+def _places(*operands: np.ndarray) -> np.ndarray:
+    """For each (B, H, T, D) array its address and three strides, in numbers."""
+    table: list[int] = []
+    for x in operands:
+        size = x.itemsize
+        if x.dtype != operands[0].dtype:
+            raise TypeError(f"attention takes arrays of one dtype, got {operands[0].dtype} and {x.dtype}")
+        batch, head, row, _ = x.strides
+        table += x.ctypes.data, batch // size, head // size, row // size
+    return np.array(table)
+
+
+@functools.cache
+def _no_dropout(dtype: np.dtype) -> tuple:
+    return *keys(0), keep_threshold(0), dtype.type(1)
+
+
+def _dropout(dtype: np.dtype, p: float, seed: int) -> tuple:
+    """What the kernels need to know of it."""
+    return (*keys(seed), keep_threshold(p), dtype.type(1 / (1 - p))) if p else _no_dropout(dtype)
 
 
 # --- the public functions ---
@@ -632,11 +663,11 @@ def attention(
     out = _target(out, q, "out")
     lse = np.empty(q.shape[:3], q.dtype)
     number = q.dtype.type
-    dropout = (*keys(seed), keep_threshold(dropout_p), number(1 / (1 - dropout_p)))
+    dropout = _dropout(q.dtype, dropout_p, seed)
     memory = workspace(q.dtype, num_threads(), _elements(shape, q.itemsize, 2, 2, 1))
     function = forward_few if q.shape[2] <= FEW else forward
-    _compiled(function, 3, 1, q.dtype)(q, k, v, out, lse, number(scale), _offset(shape, causal), dropout,
-                                       np.zeros(1, np.int64), memory)
+    _compiled(function, q.dtype)(_places(q, k, v, out), shape, lse.reshape(-1), number(scale), _offset(shape, causal),
+                                 dropout, queues(len(memory)), memory)
     give_back(memory)
     return out, lse
 
@@ -657,9 +688,9 @@ def attention_backward(
         dk[...], dv[...] = 0, 0
         return dq, dk, dv
     number = q.dtype.type
-    dropout = (*keys(seed), keep_threshold(dropout_p), number(1 / (1 - dropout_p)))
+    dropout = _dropout(q.dtype, dropout_p, seed)
     memory = workspace(q.dtype, num_threads(), _elements(shape, q.itemsize, 5, 3, 2))
-    _compiled(backward, 5, 3, q.dtype)(dout, q, k, v, out, np.ascontiguousarray(lse), dq, dk, dv, number(scale),
-                                       _offset(shape, causal), dropout, np.zeros(1, np.int64), memory)
+    _compiled(backward, q.dtype)(_places(q, k, v, out, dout, dq, dk, dv), shape, flat(lse), number(scale),
+                                 _offset(shape, causal), dropout, queues(len(memory)), memory)
     give_back(memory)
     return dq, dk, dv

@@ -34,7 +34,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from .ir import INT, TileEmitter, emitted, fetch_add, has, pointer, shift
+from .ir import INT, TileEmitter, emitted, has, pointer, shift
 from .jit import kernel, prange
 from .matmul import Product, multiply_with, product_of, use_for_float32
 from .matrix import (
@@ -45,8 +45,8 @@ from .matrix import (
     matrix,
     operands,
     plan,
-    share,
 )
+from .tasks import next_task, reset, share
 
 __all__ = ["amx_available", "matmul_bf16", "matmul_precision", "round_to_bfloat16"]
 
@@ -275,18 +275,18 @@ def _multiply_group(a, b, steps, start, out, M, N, zeros, scratch, edge):
 
 
 @kernel
-def _work(a, b, bias, out, batch_axes, batches, accumulate, counter, workspace, M_parts, N_parts):
+def _work(a, b, bias, out, batch_axes, batches, accumulate, counters, worker, workspace, M_parts, N_parts):
     """Take tasks until there are none (see matmul.py)."""
     (M, K), N = a.shape, b.shape[1]
     A, B, C, bias_step = matrix(a), matrix(b), matrix(out), bias.strides[0] // bias.itemsize
     _configure_tiles(pointer(workspace))
     while True:
-        task = fetch_add(pointer(counter))
-        if task >= batches * M_parts * N_parts:
+        task = next_task(counters, worker, batches * M_parts * N_parts)
+        if task < 0:
             break
         batch, part = divmod(task, M_parts * N_parts)
-        i, rows = share(M, SQUARE, part % M_parts, M_parts)
-        j, columns = share(N, SQUARE, part // M_parts, N_parts)
+        i, rows = share(M, SQUARE, part // N_parts, M_parts)
+        j, columns = share(N, SQUARE, part % N_parts, N_parts)
         for left in range(j, j + columns, WIDTH):
             block_a, block_b, start, target = operands(
                 A, B, C, bias, bias_step, pointer(workspace), 1, accumulate, batch_axes, batch, i, left
@@ -295,7 +295,7 @@ def _work(a, b, bias, out, batch_axes, batches, accumulate, counter, workspace, 
     _release_tiles(pointer(workspace))
 
 
-def _multiply(a, b, bias, out, batch_axes, accumulate, counter, workspace):
+def _multiply(a, b, bias, out, batch_axes, accumulate, counters, workspace):
     """The compiled program, with the arguments of that in matmul.py."""
     if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
         return False
@@ -303,12 +303,14 @@ def _multiply(a, b, bias, out, batch_axes, accumulate, counter, workspace):
     batches = count_batches(batch_axes)
     down, across = -(-M // SQUARE), -(-N // SQUARE)
     M_parts, N_parts = plan(down, across, batches, len(workspace), CLOCKS_TILE, CLOCKS_PACK, CLOCKS_PACK)
-    counter[0] = 0
+    reset(counters)
     if len(workspace) == 1 or batches * M * N * K < SMALL:
-        _work(a, b, bias, out, batch_axes, batches, accumulate, counter, workspace[0], M_parts, N_parts)
+        _work(a, b, bias, out, batch_axes, batches, accumulate, counters, np.int64(0), workspace[0], M_parts, N_parts)
     else:
         for i in prange(len(workspace)):
-            _work(a, b, bias, out, batch_axes, batches, accumulate, counter, workspace[i], M_parts, N_parts)
+            _work(
+                a, b, bias, out, batch_axes, batches, accumulate, counters, np.int64(i), workspace[i], M_parts, N_parts
+            )  # fmt: skip
     return True
 
 

@@ -32,7 +32,7 @@ from .softmax import exp_sum
 
 __all__ = ["cross_entropy", "cross_entropy_backward", "linear_cross_entropy"]
 
-CHUNK_BYTES = 8 << 20  # of logits: small enough to stay in cache, large enough for a fast product
+CHUNK_BYTES = 64 << 20  # of logits. Every chunk reads the weights twice and its gradient once, so not too small
 
 
 @kernel

@@ -8,6 +8,7 @@ Such loops are *emitted*: a Python function runs once, at compile time, and writ
     TileEmitter        and those of AMX, the matrix registers of newer Intel processors
     emitted            makes a function that @kernel code can call from a Python function that emits its body
     pointer            where an array's numbers begin; pointers are indexed as arrays are, and `shift`ed
+    stored_pointer     the same, for arrays that are known by their addresses only
     lanes, move, …     the smallest emitted functions, used between the others
     host               how wide the vectors are and how many registers there are
 
@@ -31,7 +32,7 @@ from numba.extending import intrinsic
 
 __all__ = [
     "INT", "Emitter", "TileEmitter", "emitted", "fetch_add", "has", "host", "lanes", "move", "move_first", "mover",
-    "pointer", "shift", "transpose",
+    "pointer", "shift", "stored_pointer", "transpose",
 ]  # fmt: skip
 
 INT = ir.IntType(64)
@@ -307,6 +308,22 @@ def shift(typingctx, start, places):
         return Emitter(builder, context.get_value_type(start.dtype)).at(*args)
 
     return start(start, types.intp), codegen
+
+
+@intrinsic
+def stored_pointer(typingctx, addresses, i, like):
+    """The pointer whose address is number i of an array (int64), to numbers like those of the array `like`.
+
+    It is loaded from memory as a pointer: what LLVM 22 makes of an integer turned into one has been wrong.
+    """
+
+    def codegen(context, builder, signature, args):
+        table = context.make_array(signature.args[0])(context, builder, args[0]).data
+        place = builder.gep(table, [args[1]], source_etype=INT)
+        kind = context.get_value_type(signature.return_type)
+        return builder.load(builder.bitcast(place, kind.as_pointer()), typ=kind)
+
+    return types.CPointer(like.dtype)(addresses, types.intp, like), codegen
 
 
 @intrinsic

@@ -44,10 +44,10 @@ CPUTargetOptions.noalias = CPUTargetOptions.Mapping("noalias")
 if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
     config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 if "OMP_WAIT_POLICY" not in os.environ:
-    # GNU OpenMP lets an idle thread spin for about 15 ms before it sleeps. Where another process wants the core,
-    # the last thread then waits for its turn behind a spinner: 7 ms for a product of 0.1 ms. Half a millisecond spans
-    # what Python does between two kernels of a training step.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # GNU OpenMP lets an idle thread spin for some milliseconds before it sleeps. Where another process wants the core,
+    # the last thread then waits for its turn behind a spinner. But to wake a sleeping thread takes 0.2 ms, on a core
+    # that is often the wrong one. Half a millisecond spans what Python does between two kernels of a training step.
+    os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 
 
 def _source_hash() -> str:

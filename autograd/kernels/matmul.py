@@ -47,7 +47,6 @@ from numba.extending import intrinsic
 
 from .ir import (
     emitted,
-    fetch_add,
     host,
     lanes,
     move,
@@ -66,8 +65,8 @@ from .matrix import (
     matrix,
     operands,
     plan,
-    share,
 )
+from .tasks import next_task, queues, reset, share
 
 __all__ = ["matmul"]
 
@@ -314,7 +313,7 @@ def _is_vector_product(a, b, out):
 
 
 @kernel
-def _work(a, b, bias, out, batch_axes, batches, accumulate, vector, counter, workspace, M_parts, N_parts):
+def _work(a, b, bias, out, batch_axes, batches, accumulate, vector, counters, worker, workspace, M_parts, N_parts):
     """Take tasks until there are none. Any thread may do any task: its result doesn't depend on who did it."""
     (M, K), N = a.shape, b.shape[1]
     A, B, C = matrix(a), matrix(b), matrix(out)
@@ -326,12 +325,12 @@ def _work(a, b, bias, out, batch_axes, batches, accumulate, vector, counter, wor
             M, N, bias_step = 1, M, 0
         N_unit, width = VECTOR_UNIT if B.row == 1 else 8 * VECTOR_UNIT, N
     while True:
-        task = fetch_add(pointer(counter))
-        if task >= batches * M_parts * N_parts:
+        task = next_task(counters, worker, batches * M_parts * N_parts)
+        if task < 0:
             break
         batch, part = divmod(task, M_parts * N_parts)
-        i, rows = share(M, M_unit, part % M_parts, M_parts)
-        j, columns = share(N, N_unit, part // M_parts, N_parts)
+        i, rows = share(M, M_unit, part // N_parts, M_parts)
+        j, columns = share(N, N_unit, part % N_parts, N_parts)
         for left in range(j, j + columns, width):
             block_a, block_b, start, target = operands(
                 A, B, C, bias, bias_step, pointer(workspace), int(not vector), accumulate, batch_axes, batch, i, left
@@ -343,8 +342,8 @@ def _work(a, b, bias, out, batch_axes, batches, accumulate, vector, counter, wor
                 _block(block_a, block_b, start, target, rows, columns_here, K, pointer(workspace))
 
 
-def _multiply(a, b, bias, out, batch_axes, accumulate, counter, workspace):
-    """The compiled program: a (M, K), b (K, N), bias (N or 0,), out (M, N), counter (1,) of the tasks taken.
+def _multiply(a, b, bias, out, batch_axes, accumulate, counters, workspace):
+    """The compiled program: a (M, K), b (K, N), bias (N or 0,), out (M, N), counters (see tasks.py).
 
     a, b and out are the first matrices of their batches. batch_axes (axes, 4), last axis first: its size and the
     numbers by which the next matrix of a, b and out lies further on.
@@ -361,12 +360,18 @@ def _multiply(a, b, bias, out, batch_axes, accumulate, counter, workspace):
         down, across = -(-M // ROWS), -(-N // (VECTORS * lanes(pointer(a))))
         M_parts, N_parts = plan(down, across, batches, len(workspace), CLOCKS_TILE, CLOCKS_PACK_A, CLOCKS_PACK_B)
     small = M_parts * N_parts * batches == 1 or (batches * M * N * K < SMALL and not vector)
-    counter[0] = 0
+    reset(counters)
     if small or len(workspace) == 1:
-        _work(a, b, bias, out, batch_axes, batches, accumulate, vector, counter, workspace[0], M_parts, N_parts)
+        _work(
+            a, b, bias, out, batch_axes, batches, accumulate, vector, counters, np.int64(0), workspace[0], M_parts,
+            N_parts,
+        )  # fmt: skip
     else:
         for i in prange(len(workspace)):
-            _work(a, b, bias, out, batch_axes, batches, accumulate, vector, counter, workspace[i], M_parts, N_parts)
+            _work(
+                a, b, bias, out, batch_axes, batches, accumulate, vector, counters, np.int64(i), workspace[i], M_parts,
+                N_parts,
+            )  # fmt: skip
     return True
 
 
@@ -387,7 +392,7 @@ class Product:
         self._free: deque[tuple[np.ndarray, np.ndarray]] = deque()
 
     def __call__(self, a, b, bias, out, batch_axes, accumulate) -> bool:
-        """Run the program with a counter and a buffer per thread that no other call is using."""
+        """Run the program with a queue and a buffer per thread that no other call is using."""
         try:
             workspace = self._free.pop()
         except IndexError:
@@ -403,7 +408,7 @@ class Product:
         memory = mmap.mmap(-1, threads * -(-self._workspace_size * self.dtype.itemsize // page) * page, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):  # large pages spare address look-ups
             memory.madvise(mmap.MADV_HUGEPAGE)
-        return np.zeros(1, np.int64), np.frombuffer(memory, self.dtype).reshape(threads, -1)
+        return queues(threads), np.frombuffer(memory, self.dtype).reshape(threads, -1)
 
 
 @functools.cache

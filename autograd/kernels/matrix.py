@@ -13,7 +13,7 @@ import numpy as np
 from .ir import pointer, shift
 from .jit import kernel
 
-__all__ = ["Matrix", "at", "between_numbers", "count_batches", "matrix", "operands", "plan", "share"]
+__all__ = ["Matrix", "at", "between_numbers", "count_batches", "matrix", "operands", "plan"]
 
 
 class Matrix(NamedTuple):
@@ -49,14 +49,6 @@ def count_batches(batch_axes):
     for axis in range(len(batch_axes)):
         count *= batch_axes[axis, 0]
     return count
-
-
-@kernel
-def share(size, unit, part, parts):
-    """Where part number `part` begins and how long it is, if `size` is cut evenly at multiples of `unit`."""
-    units = -(-size // unit)
-    begin = units * part // parts * unit
-    return begin, min(units * (part + 1) // parts * unit, size) - begin
 
 
 @kernel

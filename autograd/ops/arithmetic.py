@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..kernels import sums as kernels
 from ..op import Sample, primitive
 from .elementwise import log
 from .selection import where
@@ -38,7 +39,7 @@ class add:
     broadcasts = True
 
     def forward(a, b):
-        return a + b
+        return kernels.add(a, b)
 
     def da(dout):
         return dout
