@@ -52,6 +52,7 @@ def start_process(folder, *flags, die_at=0):
 
 
 def _run_and_exit(folder, flags, die_at):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     if die_at:
         _die_at(die_at, folder)
     sys.exit(run_in_process(folder, *flags))

@@ -21,11 +21,17 @@ TINY = [
 ]  # fmt: skip
 
 
+def heed_interrupts():
+    """In a new process: SIGINT is ignored where the tests run in the background, and train.py would respect that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(program, *flags, cwd):
     environment = {**os.environ, "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, str(ROOT / program), *map(str, flags)], cwd=cwd, env=environment,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=heed_interrupts,
     )  # fmt: skip
 
 
