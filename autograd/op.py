@@ -78,25 +78,25 @@ class _Rule:
     joint: bool  # returns one gradient for each input of the operator
 
     def __call__(self, node: Node, dout: Any, saved: dict[str, Any], needs: tuple) -> Any:
-        """Call the function with what it asks for, which its sources list in order."""
-        arguments: list[Any] = []
-        for _, kind, key in self.sources:
+        """Call the function with what it asks for."""
+        arguments: dict[str, Any] = {}
+        for argument, kind, key in self.sources:
             if kind == "dout":
-                arguments.append(dout)
+                arguments[argument] = dout
             elif kind == "saved":
-                arguments.append(saved[key])
+                arguments[argument] = saved[key]
             elif kind == "param":
-                arguments.append(node.params[key])
+                arguments[argument] = node.params[key]
             elif kind == "needs":
-                arguments.append(needs)
+                arguments[argument] = needs
             elif kind == "retain_graph":
-                arguments.append(state.retaining)
+                arguments[argument] = state.retaining
             elif kind == "shapes":
-                arguments.append(tuple(shape for shape, _ in node.inputs))
+                arguments[argument] = tuple(shape for shape, _ in node.inputs)
             else:
                 shape, dtype = node.inputs[key]
-                arguments.append(shape if kind == "shape" else dtype)
-        return self.function(*arguments)
+                arguments[argument] = shape if kind == "shape" else dtype
+        return self.function(**arguments)
 
 
 class _Plan(NamedTuple):

@@ -40,7 +40,7 @@ def _sort_positions(idx, starts, order):
         starts[idx[n] + 1] += 1
 
 
-@kernel
+@kernel(fastmath={"contract"})  # in order: where arrays lie apart, LLVM may add up several positions side by side
 def _sum_rows(dout, starts, order, dweight, first, last):
     for v in range(first, last):
         target = dweight[v]
