@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from runs import TEXT, Crash, at_call, crash, full_disk, record, run_in_process
+from small_runs import TEXT, Crash, at_call, crash, full_disk, record, run_in_process
 
 from training import checkpoint
 from training.checkpoint import Checkpoints

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import TEXT, run_in_process
+from small_runs import TEXT, run_in_process
 
 from data import Corpus, CorpusError, tokenize
 from model import GPT, GPTConfig

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import TEXT, Crash, at_call, crash, record, resume_flags, run_in_process, terminate
 from safetensors.numpy import load_file
+from small_runs import TEXT, Crash, at_call, crash, record, resume_flags, run_in_process, terminate
 
 from data import training_batch
 from model import GPT

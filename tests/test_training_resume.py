@@ -7,7 +7,7 @@ catches. (Processes that are killed are in test_cli_train.py.)
 import os
 
 import pytest
-from runs import TEXT, Crash, at_call, crash, record, resume_flags, run_in_process, terminate
+from small_runs import TEXT, Crash, at_call, crash, record, resume_flags, run_in_process, terminate
 
 import train
 from training.checkpoint import Checkpoints

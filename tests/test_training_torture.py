@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import TEXT, record, resume_flags, run_in_process, start_process
+from small_runs import TEXT, record, resume_flags, run_in_process, start_process
 
 from training.checkpoint import Checkpoints
 from training.errors import CheckpointError

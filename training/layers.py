@@ -26,7 +26,7 @@ Weights = dict[str, tuple[float, np.ndarray]]
 
 def weights_before(model: Module) -> Weights:
     """What `layer_ratios` has to know from before an update: by parameter, Σ w² and (some of) its numbers."""
-    return {name: (sum_of_squares(p.array), _some(p)) for name, p in model.named_parameters()}
+    return {name: (sum_of_squares([p.array]), _some(p)) for name, p in model.named_parameters()}
 
 
 def layer_ratios(model: Module, before: Weights) -> dict[str, list[float | None]]:
@@ -37,8 +37,8 @@ def layer_ratios(model: Module, before: Weights) -> dict[str, list[float | None]
     sums: dict[str, np.ndarray] = {}  # by layer: Σ w², Σ g², Σ Δw²
     for name, parameter in model.named_parameters():
         weight, old = before[name]
-        gradient = sum_of_squares(parameter.grad.array) if parameter.grad is not None else 0.0
-        moved = sum_of_squares(_some(parameter) - old) * parameter.array.size / old.size
+        gradient = sum_of_squares([parameter.grad.array]) if parameter.grad is not None else 0.0
+        moved = sum_of_squares([_some(parameter) - old]) * parameter.array.size / old.size
         layer = name.rpartition(".")[0] or name
         sums[layer] = sums.get(layer, 0.0) + np.array([weight, gradient, moved])
     return {layer: [_ratio(grad, weight), _ratio(moved, weight)] for layer, (weight, grad, moved) in sums.items()}

@@ -51,7 +51,7 @@ def read_bandwidth() -> float:
 @functools.cache
 def _read_bandwidth(threads: int) -> float:
     numbers = np.ones(STREAM_BYTES // 4, np.float32)
-    return STREAM_BYTES / best_seconds(lambda: sum_of_squares(numbers))
+    return STREAM_BYTES / best_seconds(lambda: sum_of_squares([numbers]))
 
 
 def best_seconds(work: Callable[[], object], budget_seconds: float = BUDGET_SECONDS) -> float:

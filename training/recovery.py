@@ -97,7 +97,7 @@ def examine(model: GPT, ids: np.ndarray, draw: int, settings: TrainSettings) -> 
             for hook in hooks:
                 hook.remove()
         norms = {
-            name: math.sqrt(sum_of_squares(p.grad.array))
+            name: math.sqrt(sum_of_squares([p.grad.array]))
             for name, p in model.named_parameters() if p.grad is not None
         }  # fmt: skip
         try:

@@ -41,7 +41,7 @@ def run_in_process(folder, *flags):
 
 # A server that has imported everything, but run no kernel yet, forks processes in milliseconds.
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["runs"])
+_server.set_forkserver_preload(["small_runs"])
 
 
 def start_process(folder, *flags, die_at=0):
