@@ -294,9 +294,12 @@ def _check(settings: Settings) -> None:
         require(f"optim.{name}", 0 <= getattr(optim, name) < 1, "at least 0 and below 1")
     for name in ("warmup_steps", "decay_steps", "weight_decay", "clip"):
         require(f"optim.{name}", getattr(optim, name) >= 0, "at least 0")
-    with checked():
-        if settings.time_limit:
-            duration.seconds(settings.time_limit)
+    for name in ("time_limit", "fit"):
+        if time := getattr(settings, name):
+            try:
+                duration.seconds(time)
+            except SettingsError as error:
+                raise SettingsError(f"--{name.replace('_', '-')}: {error}") from None
     for name in ("steps", "batch_size", "accumulation", "keep_checkpoints", "max_bad_steps"):
         require(f"train.{name}", getattr(train, name) >= 1, "at least 1")
     for name in (
