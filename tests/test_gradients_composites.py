@@ -30,6 +30,7 @@ COMPOSITES = {
     "concatenate": (lambda x, y: autograd.concatenate([x, y]), A, A), "outer": (autograd.outer, (3,), C),
     "softmax": (lambda x: autograd.softmax(x, 0), A), "topk": (lambda x: autograd.topk(x, 2).values, A),
     "tril": (lambda x: autograd.tril(x, -1), A), "triu": (autograd.triu, B),
+    "as_tensor": (lambda x: autograd.as_tensor(x) * x, A),
     # nn.functional
     "F.cross_entropy": (lambda x: F.cross_entropy(x, TARGETS), A),
     "F.cross_entropy, axes": (lambda x: F.cross_entropy(x, IDS[:, :2] % 3, reduction="none"), (2, 3, 2)),
@@ -53,6 +54,7 @@ COMPOSITES = {
     ".square": (lambda x: x.square(), A), ".reciprocal": (lambda x: (x.abs() + 0.5).reciprocal(), A),
     ".mean": (lambda x: x.mean(1), A), ".std": (lambda x: x.std(), A), ".prod": (lambda x: x.prod(), (5,)),
     ".norm": (lambda x: x.norm(1), A), ".max": (lambda x: x.max(1).values, A), ".min": (lambda x: x.min(0, True)[0], A),
+    ".sort": (lambda x: x.sort(0, descending=True).values, A), ".dot": (lambda x, y: x.dot(y), C, C),
     ".topk": (lambda x: x.topk(2, 0, largest=False).values, A), ".view": (lambda x: x.view(2, -1), B),
     ".view_as": (lambda x: x.view_as(Tensor(np.ones((4, 3)))), A), ".flatten": (lambda x: x.flatten(1), B),
     ".unflatten": (lambda x: x.unflatten(-1, (2, 2)), A), ".transpose": (lambda x: x.transpose(0, -1), B),
@@ -86,8 +88,8 @@ def test_a_composite_has_the_derivatives_of_the_definition(name):
 
 # Public methods that have no derivative: they look, convert, compare, write in place or are part of the engine.
 NO_DERIVATIVE = """
-    all any argmax argmin array backward bool copy_ cpu data detach device dim dtype fill_ grad grad_fn is_contiguous
-    is_leaf item long mul_ add_ zero_ masked_fill_ mutate ndim node numel numpy register_hook requires_grad
+    all any argmax argmin argsort array backward bool copy_ cpu data detach device dim dtype fill_ grad grad_fn is_contiguous
+    int is_leaf item long mul_ add_ zero_ masked_fill_ mutate ndim node numel numpy register_hook requires_grad
     requires_grad_ retain_grad shape size storage tensor_class tolist wrap
     eq ne lt le gt ge logical_not isnan isinf isfinite sign floor round
 """  # those of the last line are constant but for jumps
@@ -96,7 +98,9 @@ NO_DERIVATIVE = """
 def test_no_composite_function_is_left_out():
     from autograd import functions
 
-    names = {name for name in ops.__all__ if not isinstance(getattr(ops, name), autograd.Op)} | set(functions.__all__)
+    names = {name for name in ops.__all__ if not isinstance(getattr(ops, name), autograd.Op)}
+    names |= {name for name in functions.__all__ if not hasattr(Tensor, name)}  # the others are methods' other names
+    names -= {"allclose", "equal", "is_tensor"}  # their results are no tensors
     names |= {f"F.{name}" for name in F.__all__}
     assert names <= COMPOSITES.keys(), names - COMPOSITES.keys()
 

@@ -217,7 +217,8 @@ class Trainer:
             self.run.checkpoints.save(step, *arrays, state, spare=targets)
         except (OSError, CheckpointError) as error:
             what = f"{error}" if isinstance(error, UserError) else (
-                f"can't write the checkpoint of step {step}: {error.filename}: {error.strerror}"
+                f"can't write the checkpoint of step {step} before {error.filename}: {error.strerror}"
+                + (f"; that of step {self.saved_step} is intact" if self.saved_step is not None else "")
             )  # fmt: skip
             if must:
                 raise CheckpointError(f"{what}; make room or mend the folder, then go on with --resume") from error
