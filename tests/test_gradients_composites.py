@@ -89,8 +89,8 @@ def test_a_composite_has_the_derivatives_of_the_definition(name):
 # Public methods that have no derivative: they look, convert, compare, write in place or are part of the engine.
 NO_DERIVATIVE = """
     all any argmax argmin argsort array backward bool copy_ cpu data detach device dim dtype fill_ grad grad_fn
-    int is_contiguous is_leaf item long mul_ add_ zero_ masked_fill_ mutate ndim node numel numpy register_hook requires_grad
-    requires_grad_ retain_grad shape size storage tensor_class tolist wrap
+    int is_contiguous is_leaf item long mul_ add_ zero_ masked_fill_ mutate ndim node numel numpy register_hook
+    requires_grad requires_grad_ retain_grad shape size storage tensor_class tolist wrap
     eq ne lt le gt ge logical_not isnan isinf isfinite sign floor round
 """  # those of the last line are constant but for jumps
 
