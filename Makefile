@@ -25,7 +25,7 @@ test: $(VENV)/.test ## prove it right (tests that need an oracle of the bench ex
 oracles: $(VENV)/.bench ## only the tests that compare with PyTorch, Hugging Face and tiktoken
 	@$(BIN)/python -m pytest -m oracle $(ARGS)
 
-torture: $(VENV)/.test ## kill, tear, poison and fill the disk under hundreds of runs: docs/reliability.md (up to an hour)
+torture: $(VENV)/.test ## kill, tear, poison and fill the disk under hundreds of runs: docs/reliability.md (about ten minutes)
 	@$(BIN)/python -m pytest -m torture $(ARGS)
 
 lint: $(VENV)/.test ## style, types and the arrows between rooms
