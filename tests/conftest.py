@@ -26,3 +26,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if _compares_with_a_peer(item.path):
             item.add_marker(pytest.mark.oracle)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """The text that the small runs of `small_runs` train on, in a file."""
+    from small_runs import TEXT  # brings all of train.py along, which few tests need
+
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_text(TEXT)
+    return path

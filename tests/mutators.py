@@ -13,6 +13,7 @@ cosmic-ray changes operators, comparisons, numbers and keywords. What it has no 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -31,8 +32,9 @@ def written(code: str, like: Any) -> Any:
 class _Mutator(Operator):
     """`variants(node)` gives functions; each changes the node and returns it."""
 
+    @abstractmethod
     def variants(self, node: Any) -> list:
-        raise NotImplementedError
+        """What can be made of this node; nothing, for most nodes."""
 
     def mutation_positions(self, node: Any) -> Iterator[Position]:
         for _ in self.variants(node):

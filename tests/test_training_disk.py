@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from small_runs import TEXT, Crash, at_call, crash, full_disk, record, run_in_process
+from small_runs import Crash, at_call, crash, full_disk, record, run_in_process
 
 from training import checkpoint
 from training.checkpoint import Checkpoints
@@ -17,13 +17,6 @@ from training.settings import parse_settings
 from training.trainer import Trainer
 
 FLAGS = ["--train.steps=8", "--train.eval_interval=2"]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    path.write_text(TEXT)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -28,13 +28,6 @@ STEPS = 10
 FLAGS = [f"--train.steps={STEPS}", "--train.eval_interval=3", "--train.sample_interval=4", "--optim.schedule=constant"]
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    path.write_text(TEXT)
-    return path
-
-
 @pytest.fixture
 def run(corpus):
     return lambda folder, *flags: run_in_process(folder, *FLAGS, "--data", str(corpus), *flags)

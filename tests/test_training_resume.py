@@ -17,13 +17,6 @@ from training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    path.write_text(TEXT)
-    return path
-
-
-@pytest.fixture(scope="module")
 def run(corpus):
     """Run train.py in this process: run(folder, more flags) → exit code."""
     return lambda folder, *flags: run_in_process(folder, "--data", str(corpus), *flags)
