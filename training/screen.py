@@ -89,8 +89,8 @@ class Screen:
         if self._rate:
             text += f"  {self._rate:,.0f} tokens/s  {self._time_left(step, now)} left"
         if self.live:
-            self._progress.update(self._task, completed=step)
-            self._describe(text)
+            # The line is drawn ten times a second: a short run could be over without having been seen.
+            self._progress.update(self._task, completed=step, description=text, refresh=step == self.steps)
         elif now - self._last_line_at >= SECONDS_BETWEEN_LINES or step == self.steps:
             self._last_line_at = now
             self.note(f"step {step:>{len(str(self.steps))}}/{self.steps}  {text}  lr {lr:.2e}")
