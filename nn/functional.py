@@ -3,8 +3,8 @@
     from nn import functional as F
 
 Every function takes Tensors (or ndarrays, and then returns an ndarray) and keeps their dtype. What PyTorch has,
-has PyTorch's argument names, order and meaning; three functions are not in PyTorch: `swiglu`, `rotary_embedding`
-and `linear_cross_entropy`. Nothing here computes: the formulas and derivatives are in `autograd.ops`.
+has PyTorch's argument names, order and meaning; four functions are not in PyTorch: `swiglu`, `mlp`,
+`rotary_embedding` and `linear_cross_entropy`. Nothing here computes: the formulas and derivatives are in `autograd.ops`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from autograd import Tensor, next_seed
 
 __all__ = [
     "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear", "linear_cross_entropy",
-    "log_softmax", "mse_loss", "relu", "rms_norm", "rotary_embedding", "scaled_dot_product_attention",
+    "log_softmax", "mlp", "mse_loss", "relu", "rms_norm", "rotary_embedding", "scaled_dot_product_attention",
     "sigmoid", "silu", "softmax", "swiglu", "tanh",
 ]  # fmt: skip
 
@@ -133,6 +133,21 @@ def embedding(input: Array, weight: Array) -> Array:
 def linear(input: Array, weight: Array, bias: Array | None = None) -> Array:
     """x Wᵀ + b: x (..., in), weight (out, in), bias (out,) → (..., out)."""
     return ops.linear(input, weight, bias)
+
+
+def mlp(
+    input: Array,
+    up: Array,
+    down: Array,
+    up_bias: Array | None = None,
+    down_bias: Array | None = None,
+    approximate: str = "none",
+) -> Array:
+    """down(gelu(up(x))), as `linear(gelu(linear(x, up, up_bias)), down, down_bias)` in one pass.
+
+    x (..., C), up (H, C), down (C_out, H), up_bias (H,), down_bias (C_out,) → (..., C_out). `approximate` as in `gelu`.
+    """
+    return ops.mlp(input, up, down, up_bias, down_bias, approximate=approximate)
 
 
 # Losses

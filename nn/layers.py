@@ -203,7 +203,10 @@ class MLP(Module):
         self.down = Linear(hidden, n_embd, bias)
 
     def forward(self, x: Any) -> Any:
-        return self.down(self.activation(self.up(x)))
+        if any(part.has_hooks for part in (self.up, self.activation, self.down)):  # someone wants to see them run
+            return self.down(self.activation(self.up(x)))
+        up, down = self.up, self.down
+        return F.mlp(x, up.weight, down.weight, up.bias, down.bias, self.activation.approximate)
 
 
 class SwiGLU(Module):

@@ -295,6 +295,11 @@ class Module:
 
     # Hooks
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether any forward hook is registered here."""
+        return bool(self._forward_pre_hooks or self._forward_hooks)
+
     def register_forward_pre_hook(self, hook: Callable[[Module, tuple], Any]) -> HookHandle:
         """Run `hook(module, args)` before each forward; what it returns, if anything, replaces the arguments."""
         if self._forward_pre_hooks is None:

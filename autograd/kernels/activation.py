@@ -20,43 +20,56 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import GRAIN, flat
-from .elementary import logistic, normal_cdf, normal_pdf, sigmoid, use_widest_vectors
+from .elementary import like, logistic, normal_cdf, normal_pdf, sigmoid, use_widest_vectors
 from .jit import kernel, prange
 
-__all__ = ["gelu", "gelu_backward", "relu", "relu_backward", "silu", "silu_backward", "swiglu", "swiglu_backward"]
+__all__ = [
+    "gelu", "gelu_at", "gelu_backward", "gelu_slope_at", "relu", "relu_backward", "silu", "silu_backward", "swiglu",
+    "swiglu_backward",
+]  # fmt: skip
+
+
+A, B = 2 * np.sqrt(2 / np.pi), 2 * np.sqrt(2 / np.pi) * 0.044715
 
 
 @kernel
-def _gelu_span(x, out):
-    use_widest_vectors()
-    for i in range(x.size):
-        out[i] = x[i] * normal_cdf(x[i])
+def gelu_at(x, tanh):
+    """GELU of one number."""
+    if tanh:
+        return x * sigmoid(x * (like(x, A) + like(x, B) * x * x))
+    return x * normal_cdf(x)
 
 
 @kernel
-def _gelu_backward_span(dout, x, dx):
-    use_widest_vectors()
-    for i in range(x.size):
-        dx[i] = dout[i] * (normal_cdf(x[i]) + x[i] * normal_pdf(x[i]))
+def gelu_slope_at(x, tanh):
+    """Its derivative."""
+    if tanh:
+        square = x * x
+        s, slope = logistic(x * (like(x, A) + like(x, B) * square))
+        return s + x * slope * (like(x, A) + like(x, 3 * B) * square)
+    return normal_cdf(x) + x * normal_pdf(x)
 
 
 @kernel
-def _gelu_tanh_span(x, out):
+def _gelu_span(x, out, tanh):
     use_widest_vectors()
-    a, b = x.dtype.type(2 * np.sqrt(2 / np.pi)), x.dtype.type(2 * np.sqrt(2 / np.pi) * 0.044715)
-    for i in range(x.size):
-        out[i] = x[i] * sigmoid(x[i] * (a + b * x[i] * x[i]))
+    if tanh:
+        for i in range(x.size):
+            out[i] = gelu_at(x[i], True)
+    else:
+        for i in range(x.size):
+            out[i] = gelu_at(x[i], False)
 
 
 @kernel
-def _gelu_tanh_backward_span(dout, x, dx):
+def _gelu_backward_span(dout, x, dx, tanh):
     use_widest_vectors()
-    a, b = x.dtype.type(2 * np.sqrt(2 / np.pi)), x.dtype.type(2 * np.sqrt(2 / np.pi) * 0.044715)
-    three = x.dtype.type(3)
-    for i in range(x.size):
-        square = x[i] * x[i]
-        s, slope = logistic(x[i] * (a + b * square))
-        dx[i] = dout[i] * (s + x[i] * slope * (a + three * b * square))
+    if tanh:
+        for i in range(x.size):
+            dx[i] = dout[i] * gelu_slope_at(x[i], True)
+    else:
+        for i in range(x.size):
+            dx[i] = dout[i] * gelu_slope_at(x[i], False)
 
 
 @kernel
@@ -95,20 +108,14 @@ def _swiglu_backward_span(dout, gate, up, dgate, dup):
 def _gelu(x, out, tanh):
     for chunk in prange((x.size + GRAIN - 1) // GRAIN):
         span = slice(chunk * GRAIN, min(x.size, (chunk + 1) * GRAIN))
-        if tanh:
-            _gelu_tanh_span(x[span], out[span])
-        else:
-            _gelu_span(x[span], out[span])
+        _gelu_span(x[span], out[span], tanh)
 
 
 @kernel(parallel=True)
 def _gelu_backward(dout, x, dx, tanh):
     for chunk in prange((x.size + GRAIN - 1) // GRAIN):
         span = slice(chunk * GRAIN, min(x.size, (chunk + 1) * GRAIN))
-        if tanh:
-            _gelu_tanh_backward_span(dout[span], x[span], dx[span])
-        else:
-            _gelu_backward_span(dout[span], x[span], dx[span])
+        _gelu_backward_span(dout[span], x[span], dx[span], tanh)
 
 
 @kernel(parallel=True)

@@ -34,8 +34,10 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
+from .elementary import as_number
+from .epilogue import NOTHING, finish_narrow
 from .ir import INT, TileEmitter, emitted, has, pointer, shift
-from .jit import kernel, prange
+from .jit import kernel, never_inline, prange
 from .matmul import Product, multiply_with, product_of, use_for_float32
 from .matrix import (
     Matrix,
@@ -48,7 +50,7 @@ from .matrix import (
 )
 from .tasks import next_task, reset, share
 
-__all__ = ["amx_available", "matmul_bf16", "matmul_precision", "round_to_bfloat16"]
+__all__ = ["amx_available", "matmul_bf16", "matmul_narrow", "matmul_precision", "narrow_products", "round_to_bfloat16"]
 
 LINES, PAIRS = 16, 16  # of a tile: rows of a or columns of b; pairs of bfloat16 in the sum
 TILE = LINES * PAIRS  # numbers of 32 bits
@@ -56,6 +58,7 @@ SQUARE = 2 * LINES  # rows and columns of `out` in a block of 2 × 2 tiles
 DEPTH = 512
 WIDTH = 512
 B_NUMBERS = WIDTH * (2 * DEPTH + 32)  # of b that are packed at a time: 1 MB
+LONGEST = B_NUMBERS // SQUARE  # sum that can be followed by an epilogue
 GROUP = 4 * SQUARE
 CLOCKS_TILE, CLOCKS_PACK = 2, 6  # per k: four multiplications of tiles are 64 for 32; packing 32 numbers
 SMALL = 2**20  # multiply-adds that aren't worth a second thread
@@ -76,48 +79,62 @@ def amx_available() -> bool:
 
 
 def _tile_packer(along: bool, transposed: bool) -> Any:
-    """A function that rounds a 16 × 32 part of an operand to a tile.
+    """A function that packs a 16 × 32 part of an operand to a tile: rounded, if it is not bfloat16 already.
 
     `along`: 16 lines of 32 numbers, else 32 lines of 16. Only `lines` lines and `count` numbers of each exist; the
     rest of the tile is zero.
     """
 
-    def body(e, source, stride, lines, count, target):
+    def wide(e, source, stride, lines, count, whole):
         masks = [e.first(count), e.first(e.builder.sub(count, count.type(e.lanes)))]
-        nothing = e.first(count.type(0))
 
-        def line(i, part, whole):
+        def line(i, part):
             address = e.at(e.at(source, e.builder.mul(stride, stride.type(i))), part * e.lanes)
             if whole:
                 return e.load(address)
             exists = e.builder.icmp_signed(">", lines, lines.type(i))
-            return e.load_masked(address, e.builder.select(exists, masks[part], nothing))
+            return e.load_masked(address, e.builder.select(exists, masks[part], e.first(count.type(0))))
 
-        def write(whole):
-            if along:
-                vectors = [e.round_pair(line(i, 0, whole), line(i, 1, whole)) for i in range(16)]
-            else:
-                rounded = [e.round_pair(line(i, 0, whole), line(i + 1, 0, whole)) for i in range(0, 32, 2)]
-                vectors = [e.interleave(vector) for vector in rounded]
-            for i, vector in enumerate(e.transpose(vectors) if transposed else vectors):
-                e.store(vector, e.at(target, i * e.lanes))
+        if along:
+            return [e.round_pair(line(i, 0), line(i, 1)) for i in range(16)]
+        return [e.interleave(e.round_pair(line(i, 0), line(i + 1, 0))) for i in range(0, 32, 2)]
 
-        full_lines, full_count = (16, 32) if along else (32, 16)
-        whole = e.builder.and_(
-            e.builder.icmp_signed(">=", lines, lines.type(full_lines)),
-            e.builder.icmp_signed(">=", count, count.type(full_count)),
-        )
-        with e.builder.if_else(whole) as (then, otherwise):
-            with then:
-                write(whole=True)
-            with otherwise:
-                write(whole=False)
+    def narrow(e, source, stride, lines, count, whole):
+        def line(i, size):
+            exists = None if whole else e.builder.icmp_signed(">", lines, lines.type(i))
+            return e.load_halves(source, e.builder.mul(stride, stride.type(i)), exists, count, size)
+
+        if along:
+            return [e.builder.bitcast(line(i, 32), e.vector) for i in range(16)]
+        return [e.interleave(e.side_by_side(line(i, 16), line(i + 1, 16))) for i in range(0, 32, 2)]
+
+    def body_for(vectors_of):
+        def body(e, target, source, stride, lines, count):
+            def write(whole):
+                vectors = vectors_of(e, source, stride, lines, count, whole)
+                for i, vector in enumerate(e.transpose(vectors) if transposed else vectors):
+                    e.store(vector, e.at(target, i * e.lanes))
+
+            full_lines, full_count = (16, 32) if along else (32, 16)
+            whole = e.builder.and_(
+                e.builder.icmp_signed(">=", lines, lines.type(full_lines)),
+                e.builder.icmp_signed(">=", count, count.type(full_count)),
+            )
+            with e.builder.if_else(whole) as (then, otherwise):
+                with then:
+                    write(whole=True)
+                with otherwise:
+                    write(whole=False)
+
+        return body
 
     @intrinsic
-    def pack_tile(typingctx, source, stride, lines, count, target):
+    def pack_tile(typingctx, target, source, stride, lines, count):
         i = types.intp
-        name = f"pack.{'along' if along else 'across'}.{transposed}"
-        return types.void(source, i, i, i, target), emitted(name, body, emitter=TileEmitter)
+        is_narrow = source.dtype == types.uint16
+        name = f"pack.{'along' if along else 'across'}.{transposed}.{source.dtype}"
+        body = body_for(narrow if is_narrow else wide)
+        return types.void(target, source, i, i, i), emitted(name, body, emitter=TileEmitter)
 
     return pack_tile
 
@@ -178,22 +195,29 @@ def _multiply_square(typingctx, a, b, steps, start, start_row, out, out_row, scr
 
 
 @kernel
-def _pack_one(source, line_stride, step, lines, depth, as_columns, target, square):
-    """Round the first 16 lines × 32 steps, or what there is of them, to one tile."""
-    if step != 1 and line_stride != 1:
-        for i in range(min(16, lines)):
-            for k in range(min(32, depth)):
-                square[i * 32 + k] = source[i * line_stride + k * step]
-        source, line_stride, step = square, 32, 1
+def _pack_lines(source, line_stride, step, lines, depth, as_columns, target):
+    """The first 16 lines × 32 steps, or what there is of them, as one tile; lines or steps are contiguous."""
     if step == 1:
         if as_columns:
-            _pack_along_transposed(source, line_stride, lines, depth, target)
+            _pack_along_transposed(target, source, line_stride, lines, depth)
         else:
-            _pack_along(source, line_stride, lines, depth, target)
+            _pack_along(target, source, line_stride, lines, depth)
     elif as_columns:
-        _pack_across(source, step, depth, lines, target)
+        _pack_across(target, source, step, depth, lines)
     else:
-        _pack_across_transposed(source, step, depth, lines, target)
+        _pack_across_transposed(target, source, step, depth, lines)
+
+
+@kernel
+def _pack_one(source, line_stride, step, lines, depth, as_columns, target, square):
+    """The same for any strides: numbers that have no neighbours are brought together in `square` first."""
+    if step == 1 or line_stride == 1:
+        _pack_lines(source, line_stride, step, lines, depth, as_columns, target)
+    else:
+        for i in range(min(16, lines)):
+            for k in range(min(32, depth)):
+                square[i * 32 + k] = as_number(source[i * line_stride + k * step])
+        _pack_lines(square, 32, 1, lines, depth, as_columns, target)
 
 
 @kernel
@@ -215,7 +239,19 @@ def _pack(source, line_stride, step, lines, depth, as_columns, packed, square):
                 _pack_one(corner, line_stride, step, lines - line * LINES, depth - k * 32, as_columns, target, square)
 
 
-WORKSPACE = WIDTH + 2 * SQUARE * SQUARE + (GROUP * DEPTH + B_NUMBERS) // 2
+@kernel
+def count_steps(K):
+    """How many tiles a sum of K terms takes."""
+    return -(-K // 32)
+
+
+@kernel
+def widest_epilogue(K):
+    """How many columns may have an epilogue at a time: all of their b, over the whole sum, must be packed together."""
+    return min(WIDTH, B_NUMBERS // (32 * count_steps(K)) // SQUARE * SQUARE)
+
+
+WORKSPACE = WIDTH + 2 * SQUARE * SQUARE + GROUP * WIDTH + (GROUP * DEPTH + B_NUMBERS) // 2
 
 
 @kernel
@@ -227,18 +263,19 @@ def _add(a, b, out, M, N):
 
 
 @kernel
-def _block(a, b, start, out, M, N, K, workspace):
-    """out (M, N) = start + a @ b by one thread, for N of at most WIDTH.
+def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
+    """out (M, N) = start + a @ b by one thread, for N of at most WIDTH; or only what the epilogue makes of it.
 
     All of b that fits is packed first, and the part of `out` that a group of rows makes (256 KB) is finished before
     the next one: it would come back from memory for every DEPTH otherwise, at more than the price of the products.
     """
     scratch = shift(workspace, WIDTH)
     edge = shift(scratch, SQUARE * SQUARE)
-    packed_a = shift(edge, SQUARE * SQUARE)
+    sums = Matrix(shift(edge, SQUARE * SQUARE), WIDTH, 1)
+    packed_a = shift(sums.start, GROUP * WIDTH)
     packed_b = shift(packed_a, GROUP * DEPTH // 2)
     wide = -(-N // SQUARE) * SQUARE
-    slabs = -(-K * wide // B_NUMBERS) if K > DEPTH else 1
+    slabs = -(-count_steps(K) // (B_NUMBERS // (32 * wide)))
     for slab in range(slabs):
         first, slab_depth = share(K, 32, slab, slabs)
         blocks = -(-slab_depth // DEPTH)
@@ -247,13 +284,15 @@ def _block(a, b, start, out, M, N, K, workspace):
             _pack(at(b, first + k, 0).start, b.column, b.row, N, depth, True, shift(packed_b, k * wide // 2), scratch)
         for group in range(0, M, GROUP):
             rows = min(GROUP, M - group)
-            base, target = at(start, group, 0), at(out, group, 0)
+            base, target = at(start, group, 0), at(out, group, 0) if epilogue == NOTHING else sums
             for block in range(blocks):
                 k, depth = share(slab_depth, 32, block, blocks)
                 _pack(at(a, group, first + k).start, a.row, a.column, rows, depth, False, packed_a, scratch)
                 panels_b = shift(packed_b, k * wide // 2)
                 _multiply_group(packed_a, panels_b, -(-depth // 32), base, target, rows, N, workspace, scratch, edge)
                 base = target
+            if epilogue != NOTHING:
+                finish_narrow(epilogue, sums, at(u, group, 0), at(side, group, 0), rows, N)
         start = out
 
 
@@ -274,11 +313,16 @@ def _multiply_group(a, b, steps, start, out, M, N, zeros, scratch, edge):
                 _add(source, Matrix(edge, SQUARE, 1), target, rows, columns)
 
 
-@kernel
-def _work(a, b, bias, out, batch_axes, batches, accumulate, counters, worker, workspace, M_parts, N_parts):
+@kernel(forceinline=False)
+def _work(
+    a, b, bias, out, u, side, batch_axes, batches, accumulate, epilogue, counters, worker, workspace, M_parts, N_parts
+):
     """Take tasks until there are none (see matmul.py)."""
-    (M, K), N = a.shape, b.shape[1]
+    never_inline()
+    M, K, N = len(a), len(b), b.shape[1]
     A, B, C, bias_step = matrix(a), matrix(b), matrix(out), bias.strides[0] // bias.itemsize
+    U, S = matrix(u), matrix(side)
+    width = WIDTH if epilogue == NOTHING else widest_epilogue(K)
     _configure_tiles(pointer(workspace))
     while True:
         task = next_task(counters, worker, batches * M_parts * N_parts)
@@ -287,16 +331,19 @@ def _work(a, b, bias, out, batch_axes, batches, accumulate, counters, worker, wo
         batch, part = divmod(task, M_parts * N_parts)
         i, rows = share(M, SQUARE, part // N_parts, M_parts)
         j, columns = share(N, SQUARE, part % N_parts, N_parts)
-        for left in range(j, j + columns, WIDTH):
+        for left in range(j, j + columns, width):
             block_a, block_b, start, target = operands(
                 A, B, C, bias, bias_step, pointer(workspace), 1, accumulate, batch_axes, batch, i, left
             )
-            _block(block_a, block_b, start, target, rows, min(WIDTH, j + columns - left), K, pointer(workspace))
+            _block(
+                block_a, block_b, start, target, rows, min(width, j + columns - left), K, pointer(workspace), epilogue,
+                at(U, i, left), at(S, i, left),
+            )  # fmt: skip
     _release_tiles(pointer(workspace))
 
 
-def _multiply(a, b, bias, out, batch_axes, accumulate, counters, workspace):
-    """The compiled program, with the arguments of that in matmul.py."""
+def _multiply(a, b, bias, out, u, side, batch_axes, accumulate, epilogue, counters, workspace):
+    """The compiled program, with the arguments of that in matmul.py; where there is an epilogue `out` is not written."""
     if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
         return False
     (M, K), N = a.shape, b.shape[1]
@@ -305,18 +352,23 @@ def _multiply(a, b, bias, out, batch_axes, accumulate, counters, workspace):
     M_parts, N_parts = plan(down, across, batches, len(workspace), CLOCKS_TILE, CLOCKS_PACK, CLOCKS_PACK)
     reset(counters)
     if len(workspace) == 1 or batches * M * N * K < SMALL:
-        _work(a, b, bias, out, batch_axes, batches, accumulate, counters, np.int64(0), workspace[0], M_parts, N_parts)
+        _work(
+            a, b, bias, out, u, side, batch_axes, batches, accumulate, epilogue, counters, np.int64(0), workspace[0],
+            M_parts, N_parts,
+        )  # fmt: skip
     else:
         for i in prange(len(workspace)):
             _work(
-                a, b, bias, out, batch_axes, batches, accumulate, counters, np.int64(i), workspace[i], M_parts, N_parts
+                a, b, bias, out, u, side, batch_axes, batches, accumulate, epilogue, counters, np.int64(i),
+                workspace[i], M_parts, N_parts,
             )  # fmt: skip
     return True
 
 
 @functools.cache
-def _product() -> Product:
-    return Product(np.dtype(np.float32), _multiply, WORKSPACE)
+def _product(a: type, b: type) -> Product:
+    """The program for operands of these types: np.float32, or np.uint16 for the bits of bfloat16."""
+    return Product(_multiply, WORKSPACE, a, b, np.float32, (np.uint16, np.uint16))
 
 
 def round_to_bfloat16(x: np.ndarray) -> np.ndarray:
@@ -346,7 +398,23 @@ def matmul_bf16(
         return multiply_with(product_of(a.dtype), a, b, bias, out, accumulate)
     if not amx_available():
         return multiply_with(product_of(a.dtype), round_to_bfloat16(a), round_to_bfloat16(b), bias, out, accumulate)
-    return multiply_with(_product(), a, b, bias, out, accumulate)
+    return multiply_with(_product(np.float32, np.float32), a, b, bias, out, accumulate)
+
+
+def narrow_products(a: np.ndarray, weight: np.ndarray) -> bool:
+    """Whether `matmul` would round a (N, K) and weight (M, K) for their product, and an epilogue can follow it."""
+    rounds = matmul_precision.current == "bfloat16" and amx_available()
+    return rounds and a.dtype == weight.dtype == np.float32 and len(a) > 1 and len(weight) > 1 and a.shape[1] <= LONGEST
+
+
+def matmul_narrow(
+    a: np.ndarray, b: np.ndarray, *, bias: np.ndarray | None = None, epilogue: int = NOTHING, sides: tuple | None = None
+) -> np.ndarray:
+    """a (M, K) @ b (K, N) + bias on AMX tiles, where each operand is float32, or bfloat16 already (its bits, uint16).
+
+    Returns float32 (M, N); with an epilogue (see epilogue.py) nothing is written but its `sides`.
+    """
+    return multiply_with(_product(a.dtype.type, b.dtype.type), a, b, bias, None, False, epilogue, sides)
 
 
 class matmul_precision:

@@ -35,8 +35,8 @@ from numba.extending import intrinsic, overload
 
 from .jit import kernel
 
-__all__ = ["erf", "exp", "log", "logistic", "minus", "normal_cdf", "normal_pdf", "row_maximum", "sigmoid", "tanh",
-           "use_widest_vectors"]
+__all__ = ["as_number", "erf", "exp", "like", "log", "logistic", "minus", "narrow", "normal_cdf", "normal_pdf", "row_maximum", "sigmoid", "tanh",
+           "use_widest_vectors", "widen"]
 
 
 class Constants(NamedTuple):
@@ -255,6 +255,45 @@ def reorder(typing, bits):
         return builder.xor(arguments[0], builder.lshr(sign, constant(arguments[0].type, 1)))
 
     return bits(bits), emit
+
+
+@intrinsic
+def like(typing, x, value):
+    """`value` as a number of x's type."""
+    return x(x, value), lambda context, builder, signature, arguments: context.cast(builder, arguments[1], value, x)
+
+
+@intrinsic
+def narrow(typing, x):
+    """float32 → the bits (uint16) of the nearest bfloat16, ties to even. NaN stays NaN."""
+    def emit(context, builder, signature, arguments):
+        number, i32 = arguments[0], ir.IntType(32)
+        bits = builder.bitcast(number, i32)
+        odd = builder.and_(builder.lshr(bits, i32(16)), i32(1))
+        rounded = builder.lshr(builder.add(bits, builder.add(odd, i32(0x7FFF))), i32(16))
+        is_nan = builder.fcmp_unordered("uno", number, number)
+        return builder.trunc(builder.select(is_nan, i32(0x7FC0), rounded), ir.IntType(16))
+
+    return (types.uint16(x), emit) if x == types.float32 else None
+
+
+@intrinsic
+def widen(typing, bits):
+    """The bits of a bfloat16 (uint16) → float32."""
+    def emit(context, builder, signature, arguments):
+        i32 = ir.IntType(32)
+        return builder.bitcast(builder.shl(builder.zext(arguments[0], i32), i32(16)), ir.FloatType())
+
+    return (types.float32(bits), emit) if bits == types.uint16 else None
+
+
+def as_number(x: Any) -> Any:
+    """A number as it is; the bits of a bfloat16 (uint16) as float32."""
+
+
+@overload(as_number)
+def _as_number(x):
+    return (lambda x: widen(x)) if x == types.uint16 else (lambda x: x)
 
 
 @scalar

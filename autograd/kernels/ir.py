@@ -31,7 +31,7 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 __all__ = [
-    "INT", "Emitter", "TileEmitter", "emitted", "fetch_add", "has", "host", "lanes", "move", "move_first", "mover",
+    "INT", "Emitter", "TileEmitter", "call", "emitted", "fetch_add", "has", "host", "lanes", "move", "move_first", "mover",
     "pointer", "shift", "stored_pointer", "transpose",
 ]  # fmt: skip
 
@@ -253,6 +253,33 @@ class TileEmitter(Emitter):
         rounded = self._call("avx512bf16.cvtne2ps2bf16.512", ir.VectorType(Bfloat16(), 32), high, low)
         return self.builder.bitcast(rounded, self.vector)
 
+    def load_halves(self, address: ir.Value, index: Any, exists: ir.Value | None, count: ir.Value, size: int) -> ir.Value:
+        """`size` 16-bit numbers from number `index` on; only the first `count`, the others 0, and only if it `exists`.
+
+        With `exists` None the caller knows that all of them are there.
+        """
+        half = ir.IntType(16)
+        vector, pointer, int32 = ir.VectorType(half, size), ir.VectorType(half, size).as_pointer(), ir.IntType(32)
+        place = self.builder.gep(address, [INT(index) if isinstance(index, int) else index], source_etype=half)
+        place = self.builder.bitcast(place, pointer)
+        if exists is None:
+            return self.builder.load(place, align=2)
+        numbers = ir.VectorType(count.type, size)
+        count = self.builder.select(exists, count, count.type(0))
+        counts = self.builder.insert_element(ir.Constant(numbers, ir.Undefined), count, int32(0))
+        counts = self.shuffle(counts, counts, [0] * size)
+        mask = self.builder.icmp_signed("<", ir.Constant(numbers, list(range(size))), counts)
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(vector, [pointer, int32, mask.type, vector]),
+            f"llvm.masked.load.v{size}i16.p0",
+        )
+        return self.builder.call(function, [place, int32(2), mask, ir.Constant(vector, None)])
+
+    def side_by_side(self, low: ir.Value, high: ir.Value) -> ir.Value:
+        """Two vectors of 16 halves as one of 16 numbers, low then high."""
+        return self.builder.bitcast(self.shuffle(low, high, list(range(2 * self.lanes))), self.vector)
+
     def interleave(self, vector: ir.Value) -> ir.Value:
         """The 16-bit numbers of a vector's two halves in turn."""
         halves = self.builder.bitcast(vector, ir.VectorType(ir.IntType(16), 2 * self.lanes))
@@ -298,6 +325,19 @@ def pointer(typingctx, array):
         return context.make_array(signature.args[0])(context, builder, args[0]).data
 
     return types.CPointer(array.dtype)(array), codegen
+
+
+@intrinsic
+def call(typingctx, address, arguments):
+    """Call the compiled function (see `callback` in jit.py) at an address (int64) with a tuple of arguments."""
+
+    def codegen(context, builder, signature, args):
+        values = cgutils.unpack_tuple(builder, args[1])
+        kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), values)
+        return context.get_dummy_value()
+
+    return types.void(address, arguments), codegen
 
 
 @intrinsic

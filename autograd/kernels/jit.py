@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba import prange
+from numba import prange, types
 from numba.core import config, event
 from numba.core.cpu import CPUTargetOptions
+from numba.extending import intrinsic
 
-__all__ = ["compilations", "kernel", "num_threads", "prange", "set_num_threads"]
+__all__ = ["callback", "compilations", "kernel", "never_inline", "num_threads", "prange", "set_num_threads"]
 
 FLOATING_POINT = {"reassoc", "contract", "arcp", "nsz"}  # deliberately without nnan and ninf
 
@@ -112,6 +113,33 @@ def kernel(function: Callable | None = None, *, signature: Any = None, parallel:
     } | options
     with _numba_caches_in(CACHE_FOLDER):
         return numba.njit(signature, cache=CACHE_FOLDER is not None, **settings)(function)
+
+
+def callback(signature: Any) -> Callable:
+    """Compile a function for kernels that are told at run time what to call (`call` in ir.py); see its `address`.
+
+    So a kernel can take another as an argument, and is not compiled anew for each.
+    """
+    settings = {"cache": CACHE_FOLDER is not None, "fastmath": FLOATING_POINT, "error_model": "numpy"}
+
+    def compiled(function: Callable) -> Any:
+        with _numba_caches_in(CACHE_FOLDER):
+            return numba.cfunc(signature, **settings)(function)
+
+    return compiled
+
+
+@intrinsic
+def never_inline(typing):
+    """Keep the calling kernel (one with `forceinline=False`) a function of its own, in every process.
+
+    For what is large and called from several places: LLVM compiles it once.
+    """
+    def emit(context, builder, signature, arguments):
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), emit
 
 
 def set_num_threads(n: int) -> None:

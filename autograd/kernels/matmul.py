@@ -28,8 +28,9 @@ threads, and results are the same for any.
 Products with a vector (M or N is 1, as in decoding) read each number of the matrix once and have nothing to
 reuse. They run at the memory's speed, along the matrix as it lies.
 
-Left out: Strassen's algorithm (its gain starts at sizes that no model here has), and an activation in the
-epilogue (one more pass over a tile costs less than one more compiled kernel; see docs/kernel-log.md).
+An activation is applied to a group of rows while they are still in cache: see `epilogue.py`.
+
+Left out: Strassen's algorithm (its gain starts at sizes that no model here has).
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
+from .epilogue import NOTHING, finish
 from .ir import (
     emitted,
     host,
@@ -56,7 +58,7 @@ from .ir import (
     shift,
     transpose,
 )
-from .jit import kernel, prange
+from .jit import kernel, never_inline, prange
 from .matrix import (
     Matrix,
     at,
@@ -66,6 +68,7 @@ from .matrix import (
     operands,
     plan,
 )
+from .memory import empty
 from .tasks import next_task, queues, reset, share
 
 __all__ = ["matmul"]
@@ -224,8 +227,8 @@ def _workspace_size(lanes: int) -> int:
 
 
 @kernel
-def _block(a, b, start, out, M, N, K, workspace):
-    """out (M, N) = start + a @ b by one thread, for N of at most WIDTH vectors."""
+def _block(a, b, start, out, M, N, K, workspace, epilogue, side):
+    """out (M, N) = start + a @ b by one thread, for N of at most WIDTH vectors; and what the epilogue makes of it."""
     L = lanes(workspace)
     zeros = workspace
     scratch = shift(zeros, WIDTH * L)
@@ -244,6 +247,8 @@ def _block(a, b, start, out, M, N, K, workspace):
                         a.column == 1, shift(packed_a, (i - group) * PACKED_ROW), shift(packed_b, j * depth), depth,
                         at(start, i, j), at(out, i, j), min(ROWS, M - i), min(VECTORS * L, N - j), zeros, scratch,
                     )  # fmt: skip
+            if epilogue != NOTHING and block == blocks - 1:
+                finish(epilogue, at(out, group, 0), at(side, group, 0), group_rows, N)
         start = out
 
 
@@ -312,11 +317,15 @@ def _is_vector_product(a, b, out):
     return 1 in out.shape and x.column == 1 and (matrix.row == 1 or (matrix.column == 1 and y.column == 1))
 
 
-@kernel
-def _work(a, b, bias, out, batch_axes, batches, accumulate, vector, counters, worker, workspace, M_parts, N_parts):
+@kernel(forceinline=False)
+def _work(
+    a, b, bias, out, side, batch_axes, batches, accumulate, epilogue, vector, counters, worker, workspace, M_parts,
+    N_parts,
+):  # fmt: skip
     """Take tasks until there are none. Any thread may do any task: its result doesn't depend on who did it."""
+    never_inline()
     (M, K), N = a.shape, b.shape[1]
-    A, B, C = matrix(a), matrix(b), matrix(out)
+    A, B, C, S = matrix(a), matrix(b), matrix(out), matrix(side)
     bias_step = bias.strides[0] // bias.itemsize
     M_unit, N_unit, width = ROWS, VECTORS * lanes(pointer(workspace)), WIDTH * lanes(pointer(workspace))
     if vector:
@@ -338,22 +347,26 @@ def _work(a, b, bias, out, batch_axes, batches, accumulate, vector, counters, wo
             columns_here = min(width, j + columns - left)
             if vector:
                 _vector_block(block_a.start, block_b, start, target, K, columns_here, pointer(workspace))
+                if epilogue != NOTHING:
+                    finish(epilogue, target, at(S, 0, left), 1, columns_here)
             else:
-                _block(block_a, block_b, start, target, rows, columns_here, K, pointer(workspace))
+                _block(
+                    block_a, block_b, start, target, rows, columns_here, K, pointer(workspace), epilogue, at(S, i, left)
+                )
 
 
-def _multiply(a, b, bias, out, batch_axes, accumulate, counters, workspace):
+def _multiply(a, b, bias, out, side, batch_axes, accumulate, epilogue, counters, workspace):
     """The compiled program: a (M, K), b (K, N), bias (N or 0,), out (M, N), counters (see tasks.py).
 
     a, b and out are the first matrices of their batches. batch_axes (axes, 4), last axis first: its size and the
-    numbers by which the next matrix of a, b and out lies further on.
+    numbers by which the next matrix of a, b and out lies further on. An epilogue (see epilogue.py) has a `side` (M, N).
     Returns False, having done nothing, where an array's strides are not multiples of its numbers' size.
     """
     if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
         return False
     (M, K), N = a.shape, b.shape[1]
     batches = count_batches(batch_axes)
-    vector = batches == 1 and _is_vector_product(a, b, out)
+    vector = batches == 1 and _is_vector_product(a, b, out) and (epilogue == NOTHING or M == 1)
     if vector:  # here the bits depend on the cut: it must not depend on the number of threads
         M_parts, N_parts = 1, max(1, min(M * N // VECTOR_UNIT, M * N * K // VECTOR_TASK))
     else:
@@ -363,41 +376,47 @@ def _multiply(a, b, bias, out, batch_axes, accumulate, counters, workspace):
     reset(counters)
     if small or len(workspace) == 1:
         _work(
-            a, b, bias, out, batch_axes, batches, accumulate, vector, counters, np.int64(0), workspace[0], M_parts,
-            N_parts,
+            a, b, bias, out, side, batch_axes, batches, accumulate, epilogue, vector, counters, np.int64(0),
+            workspace[0], M_parts, N_parts,
         )  # fmt: skip
     else:
         for i in prange(len(workspace)):
             _work(
-                a, b, bias, out, batch_axes, batches, accumulate, vector, counters, np.int64(i), workspace[i], M_parts,
-                N_parts,
+                a, b, bias, out, side, batch_axes, batches, accumulate, epilogue, vector, counters, np.int64(i),
+                workspace[i], M_parts, N_parts,
             )  # fmt: skip
     return True
 
 
 class Product:
-    """A compiled program for one kind of product, and workspaces that outlive a call."""
+    """A compiled program for one kind of product, and workspaces that outlive a call.
 
-    def __init__(self, dtype: np.dtype, program: Callable, workspace_size: int) -> None:
-        number = numba.from_dtype(dtype)
-        read = lambda ndim: types.Array(number, ndim, "A", readonly=True)
-        write = types.Array(number, 2, "A")
+    a, b, out   dtypes of the operands and of the result
+    sides       dtypes of the arrays that its epilogues read and write
+    """
+
+    def __init__(self, program: Callable, workspace_size: int, a: Any, b: Any, out: Any, sides: tuple) -> None:
+        read = lambda dtype, ndim: types.Array(numba.from_dtype(np.dtype(dtype)), ndim, "A", readonly=True)
+        write = lambda dtype: types.Array(numba.from_dtype(np.dtype(dtype)), 2, "A")
         integers = lambda ndim: types.Array(types.int64, ndim, "C")
-        arrays = (read(2), read(2), read(1), write, integers(2))
-        signature = types.boolean(*arrays, types.boolean, integers(1), types.Array(number, 2, "C"))
+        arrays = (read(a, 2), read(b, 2), read(out, 1), write(out), *map(write, sides))
+        working = integers(1), types.Array(numba.from_dtype(np.dtype(out)), 2, "C")
+        signature = types.boolean(*arrays, integers(2), types.boolean, types.int64, *working)
         self.program = kernel(program, signature=signature, parallel=True)
-        self.dtype = dtype
-        self.no_bias = np.empty(0, dtype)
+        self.a, self.b, self.dtype = np.dtype(a), np.dtype(b), np.dtype(out)
+        self.no_bias = np.empty(0, out)
+        self.no_sides = tuple(np.empty((0, 0), dtype) for dtype in sides)
         self._workspace_size = workspace_size
         self._free: deque[tuple[np.ndarray, np.ndarray]] = deque()
 
-    def __call__(self, a, b, bias, out, batch_axes, accumulate) -> bool:
+    def __call__(self, a, b, bias, out, batch_axes, accumulate=False, epilogue=NOTHING, sides=None) -> bool:
         """Run the program with a queue and a buffer per thread that no other call is using."""
         try:
             workspace = self._free.pop()
         except IndexError:
             workspace = self._new_workspace()
-        done = self.program(a, b, bias, out, batch_axes, accumulate, *workspace)
+        sides = self.no_sides if sides is None else sides
+        done = self.program(a, b, bias, out, *sides, batch_axes, accumulate, epilogue, *workspace)
         self._free.append(workspace)
         return done
 
@@ -415,7 +434,8 @@ class Product:
 def product_of(dtype: np.dtype) -> Product:
     if dtype not in (np.float32, np.float64):
         raise TypeError(f"matmul multiplies float32 or float64 arrays, got {dtype}; convert with astype")
-    return Product(dtype, _multiply, _workspace_size(host().vector_bytes // dtype.itemsize))
+    size = _workspace_size(host().vector_bytes // dtype.itemsize)
+    return Product(_multiply, size, dtype, dtype, dtype, (dtype,))
 
 
 _for_float32: Callable | None = None
@@ -464,12 +484,16 @@ def matmul(
 
 
 def multiply_with(
-    product: Product, a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None, accumulate: bool
-) -> np.ndarray:
-    """`matmul` by the given program: checks the arguments and lays them out for it."""
-    dtype = a.dtype
-    if b.dtype != dtype:
-        raise TypeError(f"matmul multiplies arrays of one dtype, got {dtype} and {b.dtype}; convert with astype")
+    product: Product, a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None, accumulate: bool,
+    epilogue: int = NOTHING, sides: tuple | None = None,
+) -> np.ndarray:  # fmt: skip
+    """`matmul` by the given program: checks the arguments and lays them out for it.
+
+    An epilogue is the address of one of `epilogue.py`; its `sides` are C-contiguous and have the product's two axes.
+    """
+    dtype = product.dtype
+    if a.dtype != product.a or b.dtype != product.b:
+        raise TypeError(f"matmul multiplies arrays of one dtype, got {a.dtype} and {b.dtype}; convert with astype")
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ValueError(f"matmul multiplies (..., M, K) by (..., K, N), got {a.shape} and {b.shape}")
     if a.ndim > 2 and b.ndim == 2 and a.flags.c_contiguous and (out is None or out.flags.c_contiguous) and a.size:
@@ -483,7 +507,7 @@ def multiply_with(
     elif accumulate:
         raise ValueError("accumulate adds to what `out` holds; pass out=")
     else:
-        out = np.empty(shape, dtype)
+        out = empty(shape, dtype)
     if bias is None:
         start = product.no_bias
     elif bias.shape != shape[-1:] or bias.dtype != dtype:
@@ -495,15 +519,13 @@ def multiply_with(
         start = bias
     if out.size == 0:
         return out
-    if a.shape[-1] == 0:
-        if not accumulate:
-            out[...] = 0 if bias is None else bias
-        return out
+    if a.shape[-1] == 0:  # a sum of nothing is zero, as is one of a single zero
+        a, b = (np.zeros((*x.shape[:-2], *last), x.dtype) for x, last in ((a, (shape[-2], 1)), (b, (1, shape[-1]))))
     axes, first = _NO_AXES, out
     if batch:
         axes = _batch_axes(batch, a, b, out)
         a, b, first = (x[(0,) * (x.ndim - 2)] for x in (a, b, out))
-    if not product(a, b, start, first, axes, accumulate):
+    if not product(a, b, start, first, axes, accumulate, epilogue, sides):
         raise ValueError("matmul needs strides that are multiples of the item size; copy the arrays first")
     return out
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import GRAIN, rows, rows_per_chunk
+from .elementary import as_number
 from .jit import kernel, prange
 
 __all__ = ["add", "column_sums"]
@@ -51,11 +52,11 @@ def _increase(b, out):
 
 @kernel
 def _sum_rows(x, out, first, last):
-    out[:] = x.dtype.type(0)
+    out[:] = out.dtype.type(0)
     for i in range(first, last):
         xi = x[i]
         for j in range(out.size):
-            out[j] += xi[j]
+            out[j] += as_number(xi[j])
 
 
 @kernel(parallel=True)
@@ -89,11 +90,12 @@ def add(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarr
 
 
 def column_sums(x: np.ndarray) -> np.ndarray:
-    """x (N, C), float32 or float64 → Σ over rows (C,), a new array."""
+    """x (N, C), float32, float64 or bfloat16 (as uint16) → Σ over rows (C,), a new array; float32 for bfloat16."""
     count, width = x.shape
+    dtype = np.dtype(np.float32) if x.dtype == np.uint16 else x.dtype
     step = max(rows_per_chunk(width), -(-count // PARTIALS))
-    if count <= step:
+    if count <= step and x.dtype == dtype:
         return x.sum(axis=0)
-    partial = np.empty((-(-count // step), width), x.dtype)
+    partial = np.empty((-(-count // step), width), dtype)
     _column_sums(rows(x), partial, step)
     return partial.sum(axis=0)

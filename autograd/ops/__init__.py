@@ -6,6 +6,7 @@
     shape          reshape, permute, concatenate, …       attention      streaming attention
     reduction      sum, max, logsumexp, cumsum, …         loss           cross-entropy
     linalg         matmul, linear                         randomness     dropout
+    feedforward    GPT-2's MLP
 """
 
 from .activation import gelu, silu, swiglu
@@ -13,6 +14,7 @@ from .arithmetic import abs_, add, clip, div, maximum, minimum, mul, neg, pow_, 
 from .attention import attention, causal_self_attention
 from .elementwise import cos, erf, exp, expm1, log, log1p, relu, rsqrt, sigmoid, sin, sqrt, tanh
 from .embedding import embedding, rotary_embedding
+from .feedforward import mlp
 from .linalg import linear, matmul
 from .loss import cross_entropy, linear_cross_entropy
 from .normalization import layer_norm, log_softmax, rms_norm, softmax
@@ -75,6 +77,7 @@ __all__ = [
     "maximum",
     "mean",
     "minimum",
+    "mlp",
     "mul",
     "neg",
     "permute",
