@@ -23,7 +23,7 @@ from numba import types
 
 from .activation import gelu_at, gelu_slope_at
 from .elementary import narrow, use_widest_vectors, widen
-from .ir import call, shift
+from .ir import call, fetch_soon, shift
 from .jit import callback, kernel
 
 __all__ = ["NOTHING", "finish", "finish_narrow", "gelu", "gelu_backward"]
@@ -111,6 +111,7 @@ def gelu_backward(dtype: np.dtype, tanh: bool) -> Any:
         @callback(_NARROW)
         def gelu_backward_narrow(sums, sums_row, u, u_row, du, du_row, M, N):
             for i in range(M):
+                fetch_soon(shift(u, (i + 1) * u_row), N)
                 _gelu_backward_row_narrow(shift(sums, i * sums_row), shift(u, i * u_row), shift(du, i * du_row), N, tanh)
 
         return gelu_backward_narrow
@@ -118,6 +119,7 @@ def gelu_backward(dtype: np.dtype, tanh: bool) -> Any:
     @callback(_signature(dtype))
     def gelu_backward(sums, sums_row, u, u_row, M, N):
         for i in range(M):
+            fetch_soon(shift(u, (i + 1) * u_row), N)
             _gelu_backward_row(shift(sums, i * sums_row), shift(u, i * u_row), N, tanh)
 
     return gelu_backward

@@ -31,7 +31,7 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 __all__ = [
-    "INT", "Emitter", "TileEmitter", "call", "emitted", "fetch_add", "has", "host", "lanes", "move", "move_first", "mover",
+    "INT", "Emitter", "TileEmitter", "call", "emitted", "fetch_soon", "fetch_add", "has", "host", "lanes", "move", "move_first", "mover",
     "pointer", "shift", "stored_pointer", "transpose",
 ]  # fmt: skip
 
@@ -73,7 +73,7 @@ class Emitter:
     def __init__(self, builder: ir.IRBuilder, number: ir.Type) -> None:
         self.builder = builder
         self.number = number
-        self.bytes = 4 if isinstance(number, ir.FloatType) else 8
+        self.bytes = {ir.FloatType(): 4, ir.IntType(16): 2}.get(number, 8)
         self.lanes = host().vector_bytes // self.bytes
         self.vector = ir.VectorType(number, self.lanes)
 
@@ -325,6 +325,20 @@ def pointer(typingctx, array):
         return context.make_array(signature.args[0])(context, builder, args[0]).data
 
     return types.CPointer(array.dtype)(array), codegen
+
+
+@intrinsic
+def fetch_soon(typingctx, start, count):
+    """Ask for `count` numbers to be brought to the cache, as they will be read or written soon."""
+
+    def body(e, start, count):
+        line = 64 // e.bytes
+        lines = e.builder.sdiv(e.builder.add(count, INT(line - 1)), INT(line))
+        with e.loop(lines, [start]) as carried:
+            e.prefetch(carried[0], write=True)
+            carried[0] = e.at(carried[0], line)
+
+    return types.void(start, types.intp), emitted("fetch_soon", body)
 
 
 @intrinsic
