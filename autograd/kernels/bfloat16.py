@@ -28,6 +28,7 @@ import math
 import platform
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -35,20 +36,23 @@ from numba import types
 from numba.extending import intrinsic
 
 from .elementary import as_number
-from .epilogue import NOTHING, finish_narrow
+from .epilogue import NOTHING, finish
 from .ir import INT, TileEmitter, emitted, has, pointer, shift
-from .jit import kernel, never_inline, prange
+from .jit import kernel
 from .matmul import Product, multiply_with, product_of, use_for_float32
 from .matrix import (
     Matrix,
+    Work,
     at,
     between_numbers,
     count_batches,
+    load_work,
     matrix,
     operands,
     plan,
+    save_work,
 )
-from .tasks import next_task, reset, share
+from .tasks import next_task, reset, run, share
 
 __all__ = ["amx_available", "matmul_bf16", "matmul_narrow", "matmul_precision", "narrow_products", "round_to_bfloat16"]
 
@@ -292,7 +296,7 @@ def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
                 _multiply_group(packed_a, panels_b, -(-depth // 32), base, target, rows, N, workspace, scratch, edge)
                 base = target
             if epilogue != NOTHING:
-                finish_narrow(epilogue, sums, at(u, group, 0), at(side, group, 0), rows, N)
+                finish(epilogue, sums, at(u, group, 0), at(side, group, 0), rows, N)
         start = out
 
 
@@ -313,62 +317,56 @@ def _multiply_group(a, b, steps, start, out, M, N, zeros, scratch, edge):
                 _add(source, Matrix(edge, SQUARE, 1), target, rows, columns)
 
 
-@kernel(forceinline=False)
-def _work(
-    a, b, bias, out, u, side, batch_axes, batches, accumulate, epilogue, counters, worker, workspace, M_parts, N_parts
-):
+@kernel
+def _work(work, worker):
     """Take tasks until there are none (see matmul.py)."""
-    never_inline()
-    M, K, N = len(a), len(b), b.shape[1]
-    A, B, C, bias_step = matrix(a), matrix(b), matrix(out), bias.strides[0] // bias.itemsize
-    U, S = matrix(u), matrix(side)
-    width = WIDTH if epilogue == NOTHING else widest_epilogue(K)
-    _configure_tiles(pointer(workspace))
+    workspace = pointer(work.workspace[worker])
+    width = WIDTH if work.epilogue == NOTHING else widest_epilogue(work.K)
+    _configure_tiles(workspace)
     while True:
-        task = next_task(counters, worker, batches * M_parts * N_parts)
+        task = next_task(work.counters, worker, work.batches * work.M_parts * work.N_parts)
         if task < 0:
             break
-        batch, part = divmod(task, M_parts * N_parts)
-        i, rows = share(M, SQUARE, part // N_parts, M_parts)
-        j, columns = share(N, SQUARE, part % N_parts, N_parts)
+        batch, part = divmod(task, work.M_parts * work.N_parts)
+        i, rows = share(work.M, SQUARE, part // work.N_parts, work.M_parts)
+        j, columns = share(work.N, SQUARE, part % work.N_parts, work.N_parts)
         for left in range(j, j + columns, width):
-            block_a, block_b, start, target = operands(
-                A, B, C, bias, bias_step, pointer(workspace), 1, accumulate, batch_axes, batch, i, left
-            )
-            _block(
-                block_a, block_b, start, target, rows, min(width, j + columns - left), K, pointer(workspace), epilogue,
-                at(U, i, left), at(S, i, left),
-            )  # fmt: skip
-    _release_tiles(pointer(workspace))
+            a, b, start, out = operands(work, workspace, 1, batch, i, left)
+            u, side = at(work.u, i, left), at(work.side, i, left)
+            columns_here = min(width, j + columns - left)
+            _block(a, b, start, out, rows, columns_here, work.K, workspace, work.epilogue, u, side)
+    _release_tiles(workspace)
 
 
-def _multiply(a, b, bias, out, u, side, batch_axes, accumulate, epilogue, counters, workspace):
-    """The compiled program, with the arguments of that in matmul.py; where there is an epilogue `out` is not written."""
-    if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
-        return False
-    (M, K), N = a.shape, b.shape[1]
-    batches = count_batches(batch_axes)
-    down, across = -(-M // SQUARE), -(-N // SQUARE)
-    M_parts, N_parts = plan(down, across, batches, len(workspace), CLOCKS_TILE, CLOCKS_PACK, CLOCKS_PACK)
-    reset(counters)
-    if len(workspace) == 1 or batches * M * N * K < SMALL:
-        _work(
-            a, b, bias, out, u, side, batch_axes, batches, accumulate, epilogue, counters, np.int64(0), workspace[0],
-            M_parts, N_parts,
+def program(dtypes: str) -> tuple[Callable, Callable]:
+    """(multiply, work) for `Product`; where there is an epilogue `out` is not written."""
+
+    def work(arguments, worker):
+        _work(load_work(arguments, dtypes), worker)
+
+    def multiply(a, b, bias, out, u, side, batch_axes, accumulate, epilogue, work, counters, workspace):
+        if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
+            return False
+        (M, K), N = a.shape, b.shape[1]
+        batches = count_batches(batch_axes)
+        down, across = -(-M // SQUARE), -(-N // SQUARE)
+        M_parts, N_parts = plan(down, across, batches, len(workspace), CLOCKS_TILE, CLOCKS_PACK, CLOCKS_PACK)
+        reset(counters)
+        shared = Work(
+            matrix(a), matrix(b), Matrix(pointer(bias), 0, bias.strides[0] // bias.itemsize), matrix(out), matrix(u),
+            matrix(side), M, K, N, batch_axes, batches, bias.size > 0, accumulate, epilogue, False, counters,
+            workspace, M_parts, N_parts,
         )  # fmt: skip
-    else:
-        for i in prange(len(workspace)):
-            _work(
-                a, b, bias, out, u, side, batch_axes, batches, accumulate, epilogue, counters, np.int64(i),
-                workspace[i], M_parts, N_parts,
-            )  # fmt: skip
-    return True
+        run(work, save_work(shared, dtypes), 1 if batches * M * N * K < SMALL else len(workspace))
+        return True
+
+    return multiply, work
 
 
 @functools.cache
 def _product(a: type, b: type) -> Product:
     """The program for operands of these types: np.float32, or np.uint16 for the bits of bfloat16."""
-    return Product(_multiply, WORKSPACE, a, b, np.float32, (np.uint16, np.uint16))
+    return Product(program, WORKSPACE, a, b, np.float32, np.uint16)
 
 
 def round_to_bfloat16(x: np.ndarray) -> np.ndarray:

@@ -7,9 +7,9 @@ of rows as soon as their sums are complete. The product is told the address of a
     gelu              u = sums,  h = gelu(u)                      the forward pass keeps both
     gelu_backward     du = sums · gelu′(u)                        sums are dh = dout @ W
 
-each in both forms of GELU. In float32 and float64 `sums` is part of the product and becomes u, or du. Where products
-are rounded to bfloat16, `sums` is a scratch in cache, and u, h and du are arrays of bfloat16 (their bits, as uint16):
-what is rounded anyway, when the next product packs it, takes half the memory on its way.
+each in both forms of GELU. In float32 and float64 `sums` is part of the product, and is u already, or becomes du. Where
+products are rounded to bfloat16, `sums` is a scratch in cache, and u, h and du are arrays of bfloat16 (their bits, as
+uint16): what is rounded anyway, when the next product packs it, takes half the memory on its way.
 """
 
 from __future__ import annotations
@@ -26,32 +26,22 @@ from .elementary import narrow, use_widest_vectors, widen
 from .ir import call, fetch_soon, shift
 from .jit import callback, kernel
 
-__all__ = ["NOTHING", "finish", "finish_narrow", "gelu", "gelu_backward"]
+__all__ = ["NOTHING", "finish", "gelu", "gelu_backward"]
 
 NOTHING = 0  # the address of no epilogue
 
 
 @kernel
-def finish(epilogue, sums, side, M, N):
-    """Let the epilogue at that address do its work on `sums` (M, N), whose rows are contiguous, as are those of `side`:
-    h to be written, or u to be read.
-    """
-    call(epilogue, (sums.start, sums.row, side.start, side.row, M, N))
-
-
-@kernel
-def finish_narrow(epilogue, sums, u, side, M, N):
-    """The same for bfloat16: `u` is written, or read; `side` is h or du, to be written."""
+def finish(epilogue, sums, u, side, M, N):
+    """Let the epilogue at that address do its work on `sums` (M, N). The rows of all three matrices are contiguous."""
     call(epilogue, (sums.start, sums.row, u.start, u.row, side.start, side.row, M, N))
 
 
-_SIZE, _BITS = types.intp, types.CPointer(types.uint16)
-_NARROW = types.void(types.CPointer(types.float32), _SIZE, _BITS, _SIZE, _BITS, _SIZE, _SIZE, _SIZE)
-
-
 def _signature(dtype: np.dtype) -> Any:
-    numbers = types.CPointer(numba.from_dtype(dtype))
-    return types.void(numbers, _SIZE, numbers, _SIZE, _SIZE, _SIZE)
+    side = types.CPointer(numba.from_dtype(dtype))
+    sums = types.CPointer(types.float32) if dtype == np.uint16 else side
+    size = types.intp
+    return types.void(sums, size, side, size, side, size, size, size)
 
 
 @kernel
@@ -88,7 +78,7 @@ def gelu(dtype: np.dtype, tanh: bool) -> Any:
     """The epilogue (its `address` is what products take) for arrays of this dtype; uint16 stands for bfloat16."""
     if dtype == np.uint16:
 
-        @callback(_NARROW)
+        @callback(_signature(dtype))
         def gelu_narrow(sums, sums_row, u, u_row, h, h_row, M, N):
             for i in range(M):
                 _gelu_row_narrow(shift(sums, i * sums_row), shift(u, i * u_row), shift(h, i * h_row), N, tanh)
@@ -96,7 +86,7 @@ def gelu(dtype: np.dtype, tanh: bool) -> Any:
         return gelu_narrow
 
     @callback(_signature(dtype))
-    def gelu(u, u_row, h, h_row, M, N):
+    def gelu(sums, sums_row, u, u_row, h, h_row, M, N):
         for i in range(M):
             _gelu_row(shift(u, i * u_row), shift(h, i * h_row), N, tanh)
 
@@ -108,7 +98,7 @@ def gelu_backward(dtype: np.dtype, tanh: bool) -> Any:
     """The epilogue that turns dh into du; dtypes as in `gelu`."""
     if dtype == np.uint16:
 
-        @callback(_NARROW)
+        @callback(_signature(dtype))
         def gelu_backward_narrow(sums, sums_row, u, u_row, du, du_row, M, N):
             for i in range(M):
                 fetch_soon(shift(u, (i + 1) * u_row), N)
@@ -117,7 +107,7 @@ def gelu_backward(dtype: np.dtype, tanh: bool) -> Any:
         return gelu_backward_narrow
 
     @callback(_signature(dtype))
-    def gelu_backward(sums, sums_row, u, u_row, M, N):
+    def gelu_backward(sums, sums_row, u, u_row, du, du_row, M, N):
         for i in range(M):
             fetch_soon(shift(u, (i + 1) * u_row), N)
             _gelu_backward_row(shift(sums, i * sums_row), shift(u, i * u_row), N, tanh)

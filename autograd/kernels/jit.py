@@ -31,12 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba import prange, types
+from numba import prange
 from numba.core import config, event
 from numba.core.cpu import CPUTargetOptions
-from numba.extending import intrinsic
 
-__all__ = ["callback", "compilations", "kernel", "never_inline", "num_threads", "prange", "set_num_threads"]
+__all__ = ["callback", "compilations", "kernel", "num_threads", "prange", "set_num_threads"]
 
 FLOATING_POINT = {"reassoc", "contract", "arcp", "nsz"}  # deliberately without nnan and ninf
 
@@ -127,19 +126,6 @@ def callback(signature: Any) -> Callable:
             return numba.cfunc(signature, **settings)(function)
 
     return compiled
-
-
-@intrinsic
-def never_inline(typing):
-    """Keep the calling kernel (one with `forceinline=False`) a function of its own, in every process.
-
-    For what is large and called from several places: LLVM compiles it once.
-    """
-    def emit(context, builder, signature, arguments):
-        builder.function.attributes.add("noinline")
-        return context.get_dummy_value()
-
-    return types.void(), emit
 
 
 def set_num_threads(n: int) -> None:

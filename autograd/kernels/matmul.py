@@ -58,18 +58,21 @@ from .ir import (
     shift,
     transpose,
 )
-from .jit import kernel, never_inline, prange
+from .jit import callback, kernel
 from .matrix import (
     Matrix,
+    Work,
     at,
     between_numbers,
     count_batches,
+    load_work,
     matrix,
     operands,
     plan,
+    save_work,
 )
 from .memory import empty
-from .tasks import next_task, queues, reset, share
+from .tasks import next_task, queues, reset, run, share
 
 __all__ = ["matmul"]
 
@@ -227,7 +230,7 @@ def _workspace_size(lanes: int) -> int:
 
 
 @kernel
-def _block(a, b, start, out, M, N, K, workspace, epilogue, side):
+def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
     """out (M, N) = start + a @ b by one thread, for N of at most WIDTH vectors; and what the epilogue makes of it."""
     L = lanes(workspace)
     zeros = workspace
@@ -248,7 +251,7 @@ def _block(a, b, start, out, M, N, K, workspace, epilogue, side):
                         at(start, i, j), at(out, i, j), min(ROWS, M - i), min(VECTORS * L, N - j), zeros, scratch,
                     )  # fmt: skip
             if epilogue != NOTHING and block == blocks - 1:
-                finish(epilogue, at(out, group, 0), at(side, group, 0), group_rows, N)
+                finish(epilogue, at(out, group, 0), at(u, group, 0), at(side, group, 0), group_rows, N)
         start = out
 
 
@@ -317,106 +320,101 @@ def _is_vector_product(a, b, out):
     return 1 in out.shape and x.column == 1 and (matrix.row == 1 or (matrix.column == 1 and y.column == 1))
 
 
-@kernel(forceinline=False)
-def _work(
-    a, b, bias, out, side, batch_axes, batches, accumulate, epilogue, vector, counters, worker, workspace, M_parts,
-    N_parts,
-):  # fmt: skip
+@kernel
+def _work(work, worker):
     """Take tasks until there are none. Any thread may do any task: its result doesn't depend on who did it."""
-    never_inline()
-    (M, K), N = a.shape, b.shape[1]
-    A, B, C, S = matrix(a), matrix(b), matrix(out), matrix(side)
-    bias_step = bias.strides[0] // bias.itemsize
-    M_unit, N_unit, width = ROWS, VECTORS * lanes(pointer(workspace)), WIDTH * lanes(pointer(workspace))
-    if vector:
-        A, B, C = _as_row(a, b, out)
-        if N == 1:
-            M, N, bias_step = 1, M, 0
-        N_unit, width = VECTOR_UNIT if B.row == 1 else 8 * VECTOR_UNIT, N
+    workspace = pointer(work.workspace[worker])
+    M_unit, N_unit, width = ROWS, VECTORS * lanes(workspace), WIDTH * lanes(workspace)
+    if work.vector:
+        N_unit, width = VECTOR_UNIT if work.b.row == 1 else 8 * VECTOR_UNIT, work.N
     while True:
-        task = next_task(counters, worker, batches * M_parts * N_parts)
+        task = next_task(work.counters, worker, work.batches * work.M_parts * work.N_parts)
         if task < 0:
             break
-        batch, part = divmod(task, M_parts * N_parts)
-        i, rows = share(M, M_unit, part // N_parts, M_parts)
-        j, columns = share(N, N_unit, part % N_parts, N_parts)
+        batch, part = divmod(task, work.M_parts * work.N_parts)
+        i, rows = share(work.M, M_unit, part // work.N_parts, work.M_parts)
+        j, columns = share(work.N, N_unit, part % work.N_parts, work.N_parts)
         for left in range(j, j + columns, width):
-            block_a, block_b, start, target = operands(
-                A, B, C, bias, bias_step, pointer(workspace), int(not vector), accumulate, batch_axes, batch, i, left
-            )
+            a, b, start, out = operands(work, workspace, int(not work.vector), batch, i, left)
             columns_here = min(width, j + columns - left)
-            if vector:
-                _vector_block(block_a.start, block_b, start, target, K, columns_here, pointer(workspace))
-                if epilogue != NOTHING:
-                    finish(epilogue, target, at(S, 0, left), 1, columns_here)
+            u, side = at(work.u, i, left), at(work.side, i, left)
+            if work.vector:
+                _vector_block(a.start, b, start, out, work.K, columns_here, workspace)
+                if work.epilogue != NOTHING:
+                    finish(work.epilogue, out, u, side, 1, columns_here)
             else:
-                _block(
-                    block_a, block_b, start, target, rows, columns_here, K, pointer(workspace), epilogue, at(S, i, left)
-                )
+                _block(a, b, start, out, rows, columns_here, work.K, workspace, work.epilogue, u, side)
 
 
-def _multiply(a, b, bias, out, side, batch_axes, accumulate, epilogue, counters, workspace):
-    """The compiled program: a (M, K), b (K, N), bias (N or 0,), out (M, N), counters (see tasks.py).
+def program(dtypes: str) -> tuple[Callable, Callable]:
+    """(multiply, work) for arrays of these types: see `Product`."""
 
-    a, b and out are the first matrices of their batches. batch_axes (axes, 4), last axis first: its size and the
-    numbers by which the next matrix of a, b and out lies further on. An epilogue (see epilogue.py) has a `side` (M, N).
-    Returns False, having done nothing, where an array's strides are not multiples of its numbers' size.
-    """
-    if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
-        return False
-    (M, K), N = a.shape, b.shape[1]
-    batches = count_batches(batch_axes)
-    vector = batches == 1 and _is_vector_product(a, b, out) and (epilogue == NOTHING or M == 1)
-    if vector:  # here the bits depend on the cut: it must not depend on the number of threads
-        M_parts, N_parts = 1, max(1, min(M * N // VECTOR_UNIT, M * N * K // VECTOR_TASK))
-    else:
-        down, across = -(-M // ROWS), -(-N // (VECTORS * lanes(pointer(a))))
-        M_parts, N_parts = plan(down, across, batches, len(workspace), CLOCKS_TILE, CLOCKS_PACK_A, CLOCKS_PACK_B)
-    small = M_parts * N_parts * batches == 1 or (batches * M * N * K < SMALL and not vector)
-    reset(counters)
-    if small or len(workspace) == 1:
-        _work(
-            a, b, bias, out, side, batch_axes, batches, accumulate, epilogue, vector, counters, np.int64(0),
-            workspace[0], M_parts, N_parts,
+    def work(arguments, worker):
+        _work(load_work(arguments, dtypes), worker)
+
+    def multiply(a, b, bias, out, u, side, batch_axes, accumulate, epilogue, work, counters, workspace):
+        if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
+            return False
+        (M, K), N = a.shape, b.shape[1]
+        batches = count_batches(batch_axes)
+        A, B, C = matrix(a), matrix(b), matrix(out)
+        bias_row = Matrix(pointer(bias), 0, bias.strides[0] // bias.itemsize)
+        vector = batches == 1 and _is_vector_product(a, b, out) and (epilogue == NOTHING or M == 1)
+        if vector:  # here the bits depend on the cut: it must not depend on the number of threads
+            M_parts, N_parts = 1, max(1, min(M * N // VECTOR_UNIT, M * N * K // VECTOR_TASK))
+            A, B, C = _as_row(a, b, out)
+            if N == 1:
+                M, N, bias_row = 1, M, Matrix(bias_row.start, 0, 0)
+        else:
+            down, across = -(-M // ROWS), -(-N // (VECTORS * lanes(pointer(a))))
+            M_parts, N_parts = plan(down, across, batches, len(workspace), CLOCKS_TILE, CLOCKS_PACK_A, CLOCKS_PACK_B)
+        small = M_parts * N_parts * batches == 1 or (batches * M * N * K < SMALL and not vector)
+        reset(counters)
+        shared = Work(
+            A, B, bias_row, C, matrix(u), matrix(side), M, K, N, batch_axes, batches, bias.size > 0, accumulate,
+            epilogue, vector, counters, workspace, M_parts, N_parts,
         )  # fmt: skip
-    else:
-        for i in prange(len(workspace)):
-            _work(
-                a, b, bias, out, side, batch_axes, batches, accumulate, epilogue, vector, counters, np.int64(i),
-                workspace[i], M_parts, N_parts,
-            )  # fmt: skip
-    return True
+        run(work, save_work(shared, dtypes), 1 if small else len(workspace))
+        return True
+
+    return multiply, work
 
 
 class Product:
-    """A compiled program for one kind of product, and workspaces that outlive a call.
+    """A compiled kind of product, and workspaces that outlive a call.
 
-    a, b, out   dtypes of the operands and of the result
-    sides       dtypes of the arrays that its epilogues read and write
+    a, b, out, side   dtypes of the operands, of the result, and of the arrays that epilogues read and write
+    program           (multiply, work): `multiply` is called with the arrays and plans, `work` runs on each thread.
+                      a, b and out are the first matrices of their batches; batch_axes as in `Work`. `multiply`
+                      returns False, having done nothing, where strides are not multiples of a number's size
     """
 
-    def __init__(self, program: Callable, workspace_size: int, a: Any, b: Any, out: Any, sides: tuple) -> None:
-        read = lambda dtype, ndim: types.Array(numba.from_dtype(np.dtype(dtype)), ndim, "A", readonly=True)
-        write = lambda dtype: types.Array(numba.from_dtype(np.dtype(dtype)), 2, "A")
-        integers = lambda ndim: types.Array(types.int64, ndim, "C")
-        arrays = (read(a, 2), read(b, 2), read(out, 1), write(out), *map(write, sides))
-        working = integers(1), types.Array(numba.from_dtype(np.dtype(out)), 2, "C")
-        signature = types.boolean(*arrays, integers(2), types.boolean, types.int64, *working)
-        self.program = kernel(program, signature=signature, parallel=True)
+    def __init__(self, program: Callable, workspace_size: int, a: Any, b: Any, out: Any, side: Any) -> None:
         self.a, self.b, self.dtype = np.dtype(a), np.dtype(b), np.dtype(out)
+        names = [np.dtype(dtype).name for dtype in (a, b, out, side)]
+        read = lambda kind, ndim: types.Array(kind, ndim, "A", readonly=True)
+        write = lambda kind: types.Array(kind, 2, "A")
+        A, B, C, S = (getattr(types, name) for name in names)
+        arrays = (read(A, 2), read(B, 2), read(C, 1), write(C), write(S), write(S))
+        counters, workspace, axes = (types.Array(k, n, "C") for k, n in ((types.int64, 1), (C, 2), (types.int64, 2)))
+        multiply, work = program(" ".join(names))
+        signature = types.boolean(*arrays, axes, types.boolean, types.int64, types.int64, counters, workspace)
+        self._multiply = kernel(multiply, signature=signature)
+        self._work = callback(types.void(types.int64, types.int64))(work)
         self.no_bias = np.empty(0, out)
-        self.no_sides = tuple(np.empty((0, 0), dtype) for dtype in sides)
+        self.no_sides = (np.empty((0, 0), side),) * 2
         self._workspace_size = workspace_size
         self._free: deque[tuple[np.ndarray, np.ndarray]] = deque()
+        self._address = self._work.address
 
     def __call__(self, a, b, bias, out, batch_axes, accumulate=False, epilogue=NOTHING, sides=None) -> bool:
-        """Run the program with a queue and a buffer per thread that no other call is using."""
+        """Multiply, with a queue and a buffer per thread that no other call is using."""
         try:
             workspace = self._free.pop()
         except IndexError:
             workspace = self._new_workspace()
-        sides = self.no_sides if sides is None else sides
-        done = self.program(a, b, bias, out, *sides, batch_axes, accumulate, epilogue, *workspace)
+        u, side = self.no_sides if sides is None else sides
+        done = self._multiply(a, b, bias, out, u, side, batch_axes, accumulate, epilogue, self._address, *workspace)
         self._free.append(workspace)
         return done
 
@@ -435,7 +433,7 @@ def product_of(dtype: np.dtype) -> Product:
     if dtype not in (np.float32, np.float64):
         raise TypeError(f"matmul multiplies float32 or float64 arrays, got {dtype}; convert with astype")
     size = _workspace_size(host().vector_bytes // dtype.itemsize)
-    return Product(_multiply, size, dtype, dtype, dtype, (dtype,))
+    return Product(program, size, dtype, dtype, dtype, dtype)
 
 
 _for_float32: Callable | None = None

@@ -1,4 +1,4 @@
-"""Matrices in memory, as the matrix products see them: a pointer and two strides.
+"""Matrices in memory, as the matrix products see them: a pointer and two strides; and what one product is about.
 
 An array type of Numba carries its layout, and each layout would be compiled anew. A `Matrix` is the same type for
 all of them, and taking a part of one is a sum of two products.
@@ -9,11 +9,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-from .ir import pointer, shift
+from .ir import INT, pointer, shift
 from .jit import kernel
 
-__all__ = ["Matrix", "at", "between_numbers", "count_batches", "matrix", "operands", "plan"]
+__all__ = ["Matrix", "Work", "at", "between_numbers", "count_batches", "load_work", "matrix", "operands", "plan",
+           "save_work"]
 
 
 class Matrix(NamedTuple):
@@ -71,21 +75,88 @@ def plan(M_panels, N_panels, batches, workers, tile, pack_a, pack_b):
     return best
 
 
+class Work(NamedTuple):
+    """A product (or a batch of them) and how it is cut into tasks: what its threads share."""
+
+    a: Matrix  # (M, K), the first of the batch, as are the following
+    b: Matrix  # (K, N)
+    bias: Matrix  # (N,): one row for all; without start where `has_bias` is false
+    out: Matrix  # (M, N)
+    u: Matrix  # two arrays for an epilogue, (M, N)
+    side: Matrix
+    M: int
+    K: int
+    N: int
+    batch_axes: Any  # (axes, 4), last axis first: its size, and how much further the next a, b and out lie
+    batches: int
+    has_bias: bool
+    accumulate: bool
+    epilogue: int  # the address of a function, or NOTHING
+    vector: bool  # M or N is 1, and strides are such that `_vector_block` can do it
+    counters: Any  # see tasks.py
+    workspace: Any  # (workers, numbers)
+    M_parts: int
+    N_parts: int
+
+
+def _matrix_type(number: types.Type) -> types.NamedTuple:
+    """Numba's type of a `Matrix` of such numbers."""
+    return types.NamedTuple([types.CPointer(number), types.int64, types.int64], Matrix)
+
+
+def _work_type(dtypes: types.StringLiteral) -> types.NamedTuple:
+    """Numba's type of a `Work`; `dtypes` are the names of those of a, b, out and side, such as "float32 float32 …"."""
+    a, b, out, side = (getattr(types, name) for name in dtypes.literal_value.split())
+    matrices = [_matrix_type(number) for number in (a, b, out, out, side, side)]
+    sizes = [types.int64] * 3
+    axes, counters, workspace = (types.Array(k, n, "C") for k, n in ((types.int64, 2), (types.int64, 1), (out, 2)))
+    flags = [types.int64, types.boolean, types.boolean, types.int64, types.boolean]
+    return types.NamedTuple([*matrices, *sizes, axes, *flags, counters, workspace, types.int64, types.int64], Work)
+
+
+@intrinsic(prefer_literal=True)
+def save_work(typingctx, work, dtypes):
+    """The address (int64) of a copy of a `Work` that lives as long as the calling kernel runs."""
+    kind = _work_type(dtypes)
+
+    def codegen(context, builder, signature, args):
+        place = cgutils.alloca_once(builder, context.get_data_type(kind))
+        builder.store(context.data_model_manager[kind].as_data(builder, args[0]), place)
+        return builder.ptrtoint(place, INT)
+
+    return types.int64(kind, dtypes), codegen
+
+
+@intrinsic(prefer_literal=True)
+def load_work(typingctx, address, dtypes):
+    """The `Work` at an address that `save_work` gave."""
+    kind = _work_type(dtypes)
+
+    def codegen(context, builder, signature, args):
+        place = builder.inttoptr(args[0], context.get_data_type(kind).as_pointer())
+        work = context.data_model_manager[kind].from_data(builder, builder.load(place))
+        context.nrt.incref(builder, kind, work)  # Numba takes what a function returns for its own
+        return work
+
+    return kind(types.int64, dtypes), codegen
+
+
 @kernel
-def operands(a, b, out, bias, bias_step, zeros, zeros_step, accumulate, batch_axes, batch, i, j):
+def operands(work, zeros, zeros_step, batch, i, j):
     """What the part of `out` from row i and column j on, in batch number `batch`, is made of: a, b, start, out.
 
     `start` is what the sums begin with: what `out` holds, or the bias in every row, or zeros.
     """
-    a, b, out = at(a, i, 0), at(b, 0, j), at(out, i, j)
-    for axis in range(len(batch_axes)):
-        batch, index = divmod(batch, batch_axes[axis, 0])
-        a = Matrix(shift(a.start, index * batch_axes[axis, 1]), a.row, a.column)
-        b = Matrix(shift(b.start, index * batch_axes[axis, 2]), b.row, b.column)
-        out = Matrix(shift(out.start, index * batch_axes[axis, 3]), out.row, out.column)
+    a, b, out = at(work.a, i, 0), at(work.b, 0, j), at(work.out, i, j)
+    axes = work.batch_axes
+    for axis in range(len(axes)):
+        batch, index = divmod(batch, axes[axis, 0])
+        a = Matrix(shift(a.start, index * axes[axis, 1]), a.row, a.column)
+        b = Matrix(shift(b.start, index * axes[axis, 2]), b.row, b.column)
+        out = Matrix(shift(out.start, index * axes[axis, 3]), out.row, out.column)
     start = Matrix(zeros, 0, zeros_step)
-    if accumulate:
+    if work.accumulate:
         start = out
-    elif bias.size:
-        start = Matrix(shift(pointer(bias), j * bias_step), 0, bias_step)
+    elif work.has_bias:
+        start = at(work.bias, 0, j)
     return a, b, start, out

@@ -42,7 +42,7 @@ def mlp(
         matmul_narrow(x, up.T, bias=up_bias, epilogue=make, sides=(u, h))
         return matmul_narrow(h, down.T, bias=down_bias), u, h
     u, h = empty(shape, x.dtype), empty(shape, x.dtype)
-    multiply_with(product_of(x.dtype), x, up.T, up_bias, u, False, epilogue.gelu(x.dtype, tanh).address, (h,))
+    multiply_with(product_of(x.dtype), x, up.T, up_bias, u, False, epilogue.gelu(x.dtype, tanh).address, (u, h))
     return matmul(h, down.T, bias=down_bias), u, h
 
 
@@ -71,7 +71,7 @@ def mlp_backward(
         matmul_narrow(dout, down, epilogue=epilogue.gelu_backward(u.dtype, tanh).address, sides=(u, du))
     else:
         turn = epilogue.gelu_backward(u.dtype, tanh).address
-        multiply_with(product_of(u.dtype), dout, down, None, du, False, turn, (u,))
+        multiply_with(product_of(u.dtype), dout, down, None, du, False, turn, (u, du))
     return MLPGradients(
         product(du, up) if wants_x else None,
         product(du.T, x) if wants_up else None,

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .ir import fetch_add, pointer, shift
-from .jit import kernel
+from .ir import call, fetch_add, pointer, shift
+from .jit import kernel, prange
 
-__all__ = ["next_task", "queues", "reset", "share"]
+__all__ = ["next_task", "queues", "reset", "run", "share"]
 
 APART = 16  # numbers (of 8 bytes) from one queue's counter to the next: two threads must not write to one line
 
@@ -49,3 +49,23 @@ def next_task(queues, worker, tasks):
         if taken < size:
             return first + taken
     return -1
+
+
+@kernel(parallel=True)
+def _on_all_threads(work, arguments, workers):
+    for worker in prange(workers):
+        call(work, (arguments, np.int64(worker)))
+
+
+@kernel
+def run(work, arguments, workers):
+    """Call the compiled function `work` (its address: see `callback` in jit.py) with (arguments, worker), on so many
+    threads.
+
+    `arguments` is the address of whatever `work` expects there. Kernels that bring their own work share this one
+    parallel loop: Numba takes seconds to compile each.
+    """
+    if workers == 1:
+        call(work, (arguments, 0))
+    else:
+        _on_all_threads(work, arguments, workers)
