@@ -61,7 +61,8 @@ TILE = LINES * PAIRS  # numbers of 32 bits
 SQUARE = 2 * LINES  # rows and columns of `out` in a block of 2 × 2 tiles
 DEPTH = 512
 WIDTH = 512
-B_NUMBERS = WIDTH * (2 * DEPTH + 32)  # of b that are packed at a time: 1 MB
+WIDEST = 4 * WIDTH
+B_NUMBERS = WIDTH * (2 * DEPTH + 128)  # of b that are packed at a time: 1.2 MB
 LONGEST = B_NUMBERS // SQUARE  # sum that can be followed by an epilogue
 GROUP = 4 * SQUARE
 CLOCKS_TILE, CLOCKS_PACK = 2, 6  # per k: four multiplications of tiles are 64 for 32; packing 32 numbers
@@ -250,12 +251,19 @@ def count_steps(K):
 
 
 @kernel
-def widest_epilogue(K):
-    """How many columns may have an epilogue at a time: all of their b, over the whole sum, must be packed together."""
-    return min(WIDTH, B_NUMBERS // (32 * count_steps(K)) // SQUARE * SQUARE)
+def widest(K, epilogue):
+    """How many columns of b are worked on at a time.
+
+    Where a sum has one block, a is packed once for all of them, and there may be as many as can be packed. An epilogue
+    needs the whole sum, so all of their b must be packed together.
+    """
+    fitting = min(WIDEST, B_NUMBERS // (32 * count_steps(K)) // SQUARE * SQUARE)
+    if K <= DEPTH:
+        return fitting
+    return WIDTH if epilogue == NOTHING else min(WIDTH, fitting)
 
 
-WORKSPACE = WIDTH + 2 * SQUARE * SQUARE + GROUP * WIDTH + (GROUP * DEPTH + B_NUMBERS) // 2
+WORKSPACE = WIDEST + 2 * SQUARE * SQUARE + GROUP * WIDTH + (GROUP * DEPTH + B_NUMBERS) // 2
 
 
 @kernel
@@ -268,12 +276,12 @@ def _add(a, b, out, M, N):
 
 @kernel
 def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
-    """out (M, N) = start + a @ b by one thread, for N of at most WIDTH; or only what the epilogue makes of it.
+    """out (M, N) = start + a @ b by one thread, for N of at most `widest`; or only what the epilogue makes of it.
 
     All of b that fits is packed first, and the part of `out` that a group of rows makes (256 KB) is finished before
     the next one: it would come back from memory for every DEPTH otherwise, at more than the price of the products.
     """
-    scratch = shift(workspace, WIDTH)
+    scratch = shift(workspace, WIDEST)
     edge = shift(scratch, SQUARE * SQUARE)
     sums = Matrix(shift(edge, SQUARE * SQUARE), WIDTH, 1)
     packed_a = shift(sums.start, GROUP * WIDTH)
@@ -288,15 +296,23 @@ def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
             _pack(at(b, first + k, 0).start, b.column, b.row, N, depth, True, shift(packed_b, k * wide // 2), scratch)
         for group in range(0, M, GROUP):
             rows = min(GROUP, M - group)
-            base, target = at(start, group, 0), at(out, group, 0) if epilogue == NOTHING else sums
+            base, target = at(start, group, 0), at(out, group, 0)
             for block in range(blocks):
                 k, depth = share(slab_depth, 32, block, blocks)
                 _pack(at(a, group, first + k).start, a.row, a.column, rows, depth, False, packed_a, scratch)
-                panels_b = shift(packed_b, k * wide // 2)
-                _multiply_group(packed_a, panels_b, -(-depth // 32), base, target, rows, N, workspace, scratch, edge)
+                for j in range(0, N, WIDTH):
+                    columns = min(WIDTH, N - j)
+                    source, goal = at(base, 0, j), at(target, 0, j)
+                    if epilogue != NOTHING:
+                        goal = sums
+                        source = at(start, group, j) if block == 0 else sums
+                    panels_b = shift(packed_b, k * wide // 2 + j * count_steps(depth) * PAIRS)
+                    _multiply_group(
+                        packed_a, panels_b, count_steps(depth), source, goal, rows, columns, workspace, scratch, edge
+                    )
+                    if epilogue != NOTHING and block == blocks - 1:
+                        finish(epilogue, sums, at(u, group, j), at(side, group, j), rows, columns)
                 base = target
-            if epilogue != NOTHING:
-                finish(epilogue, sums, at(u, group, 0), at(side, group, 0), rows, N)
         start = out
 
 
@@ -321,7 +337,7 @@ def _multiply_group(a, b, steps, start, out, M, N, zeros, scratch, edge):
 def _work(work, worker):
     """Take tasks until there are none (see matmul.py)."""
     workspace = pointer(work.workspace[worker])
-    width = WIDTH if work.epilogue == NOTHING else widest_epilogue(work.K)
+    width = widest(work.K, work.epilogue)
     _configure_tiles(workspace)
     while True:
         task = next_task(work.counters, worker, work.batches * work.M_parts * work.N_parts)
