@@ -48,8 +48,8 @@ def precise(*arrays):
     return converted if len(converted) > 1 else converted[0]
 
 
-def check(actual, expected, ulps, scale=None):
-    """|actual − expected| ≤ ulps · eps · scale, where scale is the largest magnitude expected unless given.
+def check(actual, expected, ulps, scale=None, also=0.0):
+    """|actual − expected| ≤ ulps · eps · scale + also, where scale is the largest magnitude expected unless given.
 
     NaN and infinities must stand where they are expected.
     """
@@ -59,7 +59,8 @@ def check(actual, expected, ulps, scale=None):
     if scale is None:
         scale = np.abs(expected[finite]).max(initial=0)
     error = np.abs(np.where(finite, actual - np.where(finite, expected, 0), 0))
-    limit = ulps * np.finfo(actual.dtype).eps * np.broadcast_to(scale, error.shape) + 4 * np.finfo(actual.dtype).tiny
+    info = np.finfo(actual.dtype)
+    limit = ulps * info.eps * np.broadcast_to(scale, error.shape) + also + 4 * info.tiny
     worst = (error / limit).max(initial=0)
     assert worst <= 1, f"off by {worst:.2f} times the bound of {ulps} ulp"
 

@@ -46,6 +46,7 @@ KERNELS = "autograd/kernels"
 # For each kernel file the operators whose proof runs through it; its own tests run first.
 PROOFS = {
     "activation": "gelu silu swiglu", "attention": "attention causal_self_attention",
+    "attention_vectors": "attention causal_self_attention", "attention_bfloat16": "attention causal_self_attention",
     "cross_entropy": "cross_entropy linear_cross_entropy", "elementary": "gelu silu softmax", "embedding": "embedding",
     "norm": "layer_norm rms_norm", "random": "dropout", "rotary": "rotary_embedding", "softmax": "softmax log_softmax",
     "special": "erf", "matmul": "linear matmul_2d", "matrix": "linear",
@@ -53,6 +54,7 @@ PROOFS = {
 # Kernel files without a test file of their own name, or with more than one.
 OTHERS = {
     "arrays": "arrays", "ir": "matmul attention", "matrix": "matmul bfloat16",
+    "attention_parts": "attention", "attention_vectors": "attention", "attention_bfloat16": "attention",
     "special": "", "elementary": "elementary softmax activation",
 }  # fmt: skip
 INFRASTRUCTURE = {"jit", "memory", "__init__"}  # how kernels are compiled and memory is kept: no arithmetic

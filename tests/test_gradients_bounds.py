@@ -5,6 +5,7 @@ import pytest
 
 import autograd
 from autograd import Tensor, ops
+from autograd.kernels import attention as attention_kernels
 from autograd.kernels import bfloat16, cross_entropy
 from autograd.kernels import matmul as matmul_kernels
 from autograd.kernels.bfloat16 import amx_available, matmul_precision, round_to_bfloat16
@@ -124,6 +125,37 @@ STYLES = {
 }
 
 
+def attention_by(multiply):
+    """Attention and its backward pass in float64, with the matrix products of the kernel, done by `multiply`."""
+
+    def heads(x, H):
+        return np.repeat(x, H // x.shape[1], axis=1)
+
+    def scores_of(q, k, scale):
+        T = q.shape[2]
+        return np.where(np.tri(T, dtype=bool), multiply(q, heads(k, q.shape[1]).swapaxes(2, 3)) * scale, -np.inf)
+
+    def forward(q, k, v, *, scale, out, **_):
+        scores = scores_of(q, k, scale)
+        largest = scores.max(axis=-1, keepdims=True)
+        weights = np.exp(scores - largest)
+        total = weights.sum(axis=-1, keepdims=True)
+        out[...] = multiply(weights, heads(v, q.shape[1])) / total
+        return out, (largest + np.log(total))[..., 0]
+
+    def backward(dout, q, k, v, out, lse, *, scale, dq, dk, dv, **_):
+        weights = np.exp(scores_of(q, k, scale) - lse[..., None])
+        dweights = multiply(dout, heads(v, q.shape[1]).swapaxes(2, 3))
+        dscores = weights * (dweights - (dout * out).sum(axis=-1, keepdims=True))
+        over_groups = lambda x: x.reshape(*k.shape[:2], -1, *k.shape[2:]).sum(axis=2)
+        dq[...] = scale * multiply(dscores, heads(k, q.shape[1]))
+        dk[...] = scale * over_groups(multiply(dscores.swapaxes(2, 3), q))
+        dv[...] = over_groups(multiply(weights.swapaxes(2, 3), dout))
+        return dq, dk, dv
+
+    return forward, backward
+
+
 @needs_amx
 @pytest.mark.parametrize("style", STYLES)
 def test_a_whole_model_in_bfloat16_is_as_wrong_as_its_operands(style, monkeypatch):
@@ -157,6 +189,8 @@ def test_a_whole_model_in_bfloat16_is_as_wrong_as_its_operands(style, monkeypatc
         disturbed = lambda a, b, **how: multiply(change(a), change(b), **how)
         monkeypatch.setattr(matmul_kernels, "matmul", disturbed)
         monkeypatch.setattr(cross_entropy, "matmul", disturbed)
+        for name, function in zip(("attention", "attention_backward"), attention_by(disturbed), strict=True):
+            monkeypatch.setattr(attention_kernels, name, function)
         return gradients()
 
     rounded = with_operands(lambda x: round_to_bfloat16(x).astype(np.float64))

@@ -1,8 +1,12 @@
-"""Attention against its definition in higher precision: shapes, strides, masks, dropout, threads, processors."""
+"""Attention against its definition in higher precision: shapes, strides, masks, dropout, threads, processors.
+
+In bfloat16, too: there the operands are rounded first, so that what is left to be wrong is what is rounded on the way.
+"""
 
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,12 +14,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_checks import DTYPES, check, dtypes, precise, same_bits_for_any_threads, seeds
 
-from autograd.kernels.attention import attention, attention_backward
+from autograd.kernels import attention as attention_module
+from autograd.kernels import bfloat16
+from autograd.kernels.attention import FEW, attention, attention_backward
+from autograd.kernels.bfloat16 import amx_available, matmul_precision, round_to_bfloat16
 from autograd.kernels.random import uniform
 
+BFLOAT16 = 1.01 * 2**-8  # what rounding may move a number by; sums before it have been rounded themselves
+# what attention has kernels for
+KINDS = [*((dtype, "float32") for dtype in DTYPES), *[(DTYPES[0], "bfloat16")][:amx_available()]]
 
-def exact(dout, q, k, v, scale, causal, p, seed):
-    """(out, lse, dq, dk, dv) by the textbook: the whole matrix of weights, in higher precision."""
+
+def exact(dout, q, k, v, scale, causal, p, seed, unit=0):
+    """(out, lse, dq, dk, dv) by the textbook: the whole matrix of weights, in higher precision.
+
+    With a `unit` of rounding, how far each may be off instead, where weights and gradients of scores are rounded to it
+    before they are multiplied. A weight's error moves out, and out moves δ = dout·out.
+    """
     (B, H, Tq, _), (K, Tk) = q.shape, k.shape[1:3]
     dout, q, k, v = precise(dout, q, k, v)
     group = H // K
@@ -27,34 +42,41 @@ def exact(dout, q, k, v, scale, causal, p, seed):
     lse = largest + np.log(np.exp(scores - largest).sum(axis=-1, keepdims=True))
     weights = np.exp(scores - lse)
     keep = (uniform((B, H, Tq, Tk), seed) >= p) / (1 - p)
-    out = (weights * keep) @ v_heads
     dweights = dout @ v_heads.swapaxes(2, 3) * keep
     dscores = weights * (dweights - (weights * dweights).sum(axis=-1, keepdims=True)) * scale
+    if unit:
+        dout, v_heads, k_heads, q = map(abs, (dout, v_heads, k_heads, q))
+        weights = weights * unit
+        out = (weights * keep) @ v_heads
+        dscores = abs(dscores) * unit + weights / unit * (dout * out).sum(axis=-1, keepdims=True) * scale
+    else:
+        out = (weights * keep) @ v_heads
     dk, dv = dscores.swapaxes(2, 3) @ q, (weights * keep).swapaxes(2, 3) @ dout
     over_groups = lambda x: x.reshape(B, K, group, Tk, q.shape[3]).sum(axis=2)
     return out, lse[..., 0], dscores @ k_heads, over_groups(dk), over_groups(dv)
 
 
-def compare(dout, q, k, v, scale, causal, p=0.0, seed=0, **targets):
+def compare(dout, q, k, v, scale, causal, p=0.0, seed=0, unit=0, **targets):
     options = {"scale": scale, "causal": causal, "dropout_p": p, "seed": seed}
     out, lse = attention(q, k, v, **options, out=targets.pop("out", None))
     gradients = attention_backward(dout, q, k, v, out, lse, **options, **targets)
     expected = exact(dout, q, k, v, scale, causal, p, seed)
+    rounded = exact(dout, q, k, v, scale, causal, p, seed, unit) if unit else [0.0] * 5
     # the error of a score is that of a sum of D products, and moves the weight by as much, relatively
     biggest = lambda x: float(abs(x).max(initial=0))
     conditioning = 16 + q.shape[3] + scale * biggest(q) * biggest(k) * q.shape[3]
-    check(out, expected[0], conditioning, scale=biggest(v) / (1 - p))
+    check(out, expected[0], conditioning, scale=biggest(v) / (1 - p), also=rounded[0])
     check(lse, expected[1], conditioning)
     size = biggest(dout) * biggest(v) / (1 - p) * q.shape[3] * scale
-    check(gradients[0], expected[2], 4 * conditioning, scale=size * biggest(k))
+    check(gradients[0], expected[2], 4 * conditioning, scale=size * biggest(k), also=rounded[2])
     rows = q.shape[2] * (q.shape[1] // k.shape[1])
-    check(gradients[1], expected[3], 4 * conditioning, scale=size * biggest(q) * rows)
-    check(gradients[2], expected[4], 4 * conditioning, scale=biggest(dout) / (1 - p) * rows)
+    check(gradients[1], expected[3], 4 * conditioning, scale=size * biggest(q) * rows, also=rounded[3])
+    check(gradients[2], expected[4], 4 * conditioning, scale=biggest(dout) / (1 - p) * rows, also=rounded[4])
     return out, *gradients
 
 
 @st.composite
-def problems(draw):
+def problems(draw, dtypes=dtypes, prepare=lambda array: array):
     B, K, group = draw(st.sampled_from([0, 1, 2])), draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2, 3]))
     Tq = draw(st.sampled_from([0, 1, 2, 3, 5, 8, 31, 63, 64, 65, 130]))
     causal = draw(st.booleans())
@@ -66,7 +88,7 @@ def problems(draw):
     for shape in shapes:
         layout = draw(st.sampled_from(["C", "heads last", "every other", "read-only"]))
         _batch, _heads, _steps, _width = shape
-        array = rng.standard_normal(shape).astype(dtype)
+        array = prepare(rng.standard_normal(shape).astype(dtype))
         if layout == "heads last":
             array = np.ascontiguousarray(array.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
         elif layout == "every other":
@@ -83,20 +105,23 @@ def test_like_the_textbook(problem, p, seed):
     compare(*arrays, scale, causal, p, seed)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "precision"), KINDS, ids=str)
 @pytest.mark.parametrize(("H", "K"), [(4, 4), (4, 2), (3, 1)])
-def test_reads_and_writes_the_fused_projection(dtype, H, K):
+def test_reads_and_writes_the_fused_projection(dtype, precision, H, K):
     B, T, D = 2, 70, 16
     rng = np.random.default_rng(0)
-    qkv = rng.standard_normal((B, T, (H + 2 * K) * D)).astype(dtype)
+    rounded = round_to_bfloat16 if precision == "bfloat16" else lambda x: x
+    qkv = rounded(rng.standard_normal((B, T, (H + 2 * K) * D)).astype(dtype))
     dqkv = np.full_like(qkv, np.nan)
     heads = lambda x, n: x.reshape(B, T, n, D).transpose(0, 2, 1, 3)
     parts = lambda x: [heads(part, n) for part, n in
                        zip(np.split(x, [H * D, (H + K) * D], axis=2), (H, K, K), strict=True)]
     out = np.full((B, T, H * D), np.nan, dtype)
-    dout = heads(rng.standard_normal((B, T, H * D)).astype(dtype), H)
-    dq, dk, dv = parts(dqkv)
-    results = compare(dout, *parts(qkv), D**-0.5, True, out=heads(out, H), dq=dq, dk=dk, dv=dv)
+    dout = heads(rounded(rng.standard_normal((B, T, H * D)).astype(dtype)), H)
+    targets = dict(zip(("dq", "dk", "dv"), parts(dqkv), strict=True), out=heads(out, H))
+    unit = BFLOAT16 if precision == "bfloat16" else 0
+    with matmul_precision(precision):
+        results = compare(dout, *parts(qkv), D**-0.5, True, unit=unit, **targets)
     assert all(np.shares_memory(a, b) for a, b in zip(results, (out, dqkv, dqkv, dqkv), strict=True))
     assert np.isfinite(dqkv).all() and np.isfinite(out).all()
 
@@ -112,14 +137,15 @@ def test_large_scores(dtype):
     np.testing.assert_allclose(lse, 1e4, rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "precision"), KINDS, ids=str)
 @pytest.mark.parametrize("Tq", [1, 100])
-def test_nan_and_infinity_reach_the_queries_that_see_them(dtype, Tq):
+def test_nan_and_infinity_reach_the_queries_that_see_them(dtype, precision, Tq):
     q, k, v = (np.random.default_rng(i).standard_normal((1, 1, 100, 8)).astype(dtype) for i in range(3))
     for bad in (np.nan, np.inf):
         k_bad = k.copy()
         k_bad[0, 0, 99] = bad
-        out, lse = attention(abs(q[:, :, -Tq:]), k_bad, v, scale=1.0, causal=True)
+        with matmul_precision(precision):
+            out, lse = attention(abs(q[:, :, -Tq:]), k_bad, v, scale=1.0, causal=True)
         assert np.isnan(out[0, 0, -1]).all() and np.isfinite(out[0, 0, :-1]).all() and np.isfinite(lse[0, 0, :-1]).all()
 
 
@@ -131,6 +157,70 @@ def test_one_query_at_a_time_gives_what_all_give_at_once(dtype):
     for t in (1, 2, 64, 90):
         last, _ = attention(q[:, :, t - 1:t], k[:, :, :t], v[:, :, :t], scale=0.3, causal=True)
         check(last, precise(whole[:, :, t - 1:t]), 64)
+
+
+needs_tiles = pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
+float32 = st.just(DTYPES[0])
+
+
+@needs_tiles
+@given(problems(float32, round_to_bfloat16), st.sampled_from([0.0, 0.0, 0.2, 0.9]), seeds)
+def test_in_bfloat16_like_the_textbook(problem, p, seed):
+    arrays, scale, causal = problem
+    with matmul_precision("bfloat16"):
+        compare(*arrays, scale, causal, p, seed, unit=BFLOAT16)
+
+
+@needs_tiles
+@pytest.mark.parametrize(("T", "D"), [(600, 64), (257, 80)])
+def test_in_bfloat16_over_several_chunks_of_keys(T, D):
+    rng = np.random.default_rng(0)
+    arrays = [round_to_bfloat16(rng.standard_normal((1, heads, T, D))) for heads in (2, 2, 1, 1)]
+    with matmul_precision("bfloat16"):
+        compare(*arrays, D**-0.5, True, unit=BFLOAT16)
+        compare(*arrays, 2.0, True, 0.1, 3, unit=BFLOAT16)
+        compare(*arrays, D**-0.5, False, unit=BFLOAT16)
+
+
+@needs_tiles
+@given(problems(float32))
+def test_operands_are_rounded_to_nearest_even(problem):
+    (_, q, k, v), scale, causal = problem
+    with matmul_precision("bfloat16"):
+        found = attention(q, k, v, scale=scale, causal=causal)
+        if q.shape[2] > FEW:
+            q, k, v = map(round_to_bfloat16, (q, k, v))
+        expected = attention(q, k, v, scale=scale, causal=causal)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@needs_tiles
+def test_bfloat16_is_a_setting_that_leaves_no_trace():
+    rng = np.random.default_rng(0)
+    dout, q, k, v = (rng.standard_normal((2, 2, 70, 24)) for _ in range(4))
+
+    def run(dtype, T=70):
+        arrays = [x.astype(dtype)[:, :, -T:] for x in (dout, q, k, v)]
+        out, lse = attention(*arrays[1:], scale=0.2, causal=True)
+        return [out, *attention_backward(*arrays, out, lse, scale=0.2, causal=True)]
+
+    single, double, one_query = run(np.float32), run(np.float64), run(np.float32, 1)
+    with matmul_precision("bfloat16"):
+        rounded = run(np.float32)
+        assert all(x.dtype == np.float32 and (x != y).mean() > 0.5 for x, y in zip(rounded, single, strict=True))
+        same = lambda found, expected: [x.tobytes() for x in found] == [x.tobytes() for x in expected]
+        assert same(run(np.float64), double) and same(run(np.float32, 1)[:1], one_query[:1])
+    assert same(run(np.float32), single)
+
+
+def test_without_tiles_attention_stays_in_float32(monkeypatch):
+    q, k, v = (np.random.default_rng(i).standard_normal((1, 2, 40, 8), np.float32) for i in range(3))
+    expected, _ = attention(q, k, v, scale=1.0, causal=True)
+    for module in (attention_module, bfloat16):
+        monkeypatch.setattr(module, "amx_available", lambda: False)
+    with pytest.warns(RuntimeWarning, match="stay in float32"), matmul_precision("bfloat16"):
+        np.testing.assert_array_equal(attention(q, k, v, scale=1.0, causal=True)[0], expected)
 
 
 def test_shapes_are_checked():
@@ -149,13 +239,14 @@ def test_shapes_are_checked():
 
 def test_same_bits_for_any_threads():
     rng = np.random.default_rng(0)
-    for dtype in DTYPES:
+    for dtype, precision in KINDS:
         q, dout = (rng.standard_normal((3, 4, 100, 24)).astype(dtype) for _ in range(2))
         k, v = (rng.standard_normal((3, 2, 100, 24)).astype(dtype) for _ in range(2))
         options = {"scale": 0.2, "causal": True, "dropout_p": 0.1, "seed": 3}
-        out, lse = same_bits_for_any_threads(lambda *a: attention(*a, **options), q, k, v)  # noqa: B023
-        same_bits_for_any_threads(lambda *a: attention_backward(*a, **options), dout, q, k, v, out, lse)  # noqa: B023
-        same_bits_for_any_threads(lambda *a: attention(*a, scale=0.2, causal=True), q[:, :, -1:], k, v)
+        with matmul_precision(precision):
+            out, lse = same_bits_for_any_threads(partial(attention, **options), q, k, v)
+            same_bits_for_any_threads(partial(attention_backward, **options), dout, q, k, v, out, lse)
+            same_bits_for_any_threads(partial(attention, scale=0.2, causal=True), q[:, :, -1:], k, v)
 
 
 SMALLER_PROCESSOR = """

@@ -35,7 +35,7 @@ def mapped(function):
     return apply
 
 
-COMPILED = {name: mapped(getattr(elementary, name)) for name in FUNCTIONS}
+COMPILED = {name: mapped(getattr(elementary, name)) for name in [*FUNCTIONS, "exp2"]}
 
 
 def apply(name, x):
@@ -99,6 +99,21 @@ def test_exp_never_returns_a_subnormal_number(dtype):
     y = apply("exp", x)
     assert ((y == 0) | (y >= np.finfo(dtype).tiny)).all()
     assert (y == 0).any() and (y > 0).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_exp2_where_attention_needs_it(dtype):
+    """From the largest power down to nothing; there it may underflow as it likes, but masked scores weigh nothing."""
+    info = np.finfo(dtype)
+    rng = np.random.default_rng(0)
+    whole_range, common = rng.uniform(info.minexp, info.maxexp - 1, 20000), rng.uniform(-1, 1, 20000)
+    x = np.concatenate([whole_range, common, np.arange(-30, 30)]).astype(dtype)
+    exact = np.exp2(x.astype(PRECISE[x.dtype]))
+    assert (abs(apply("exp2", x) - exact) <= 2 * np.spacing(exact.astype(dtype))).all()
+    below = apply("exp2", np.linspace(-1e5, info.minexp, 10000).astype(dtype))
+    assert (below >= 0).all() and (below <= info.tiny).all()
+    special = apply("exp2", np.array([-np.inf, np.nan, 0] * 7, dtype))
+    np.testing.assert_array_equal(special, np.array([0, np.nan, 1] * 7, dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

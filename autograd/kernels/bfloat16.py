@@ -46,13 +46,11 @@ from .matrix import (
     at,
     between_numbers,
     count_batches,
-    load_work,
     matrix,
     operands,
     plan,
-    save_work,
 )
-from .tasks import next_task, reset, run, share
+from .tasks import load, next_task, reset, run, save, share
 
 __all__ = ["amx_available", "matmul_bf16", "matmul_narrow", "matmul_precision", "narrow_products", "round_to_bfloat16"]
 
@@ -354,11 +352,11 @@ def _work(work, worker):
     _release_tiles(workspace)
 
 
-def program(dtypes: str) -> tuple[Callable, Callable]:
+def program(shared_type: str) -> tuple[Callable, Callable]:
     """(multiply, work) for `Product`; where there is an epilogue `out` is not written."""
 
     def work(arguments, worker):
-        _work(load_work(arguments, dtypes), worker)
+        _work(load(arguments, shared_type), worker)
 
     def multiply(a, b, bias, out, u, side, batch_axes, accumulate, epilogue, work, counters, workspace):
         if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
@@ -373,7 +371,7 @@ def program(dtypes: str) -> tuple[Callable, Callable]:
             matrix(side), M, K, N, batch_axes, batches, bias.size > 0, accumulate, epilogue, False, counters,
             workspace, M_parts, N_parts,
         )  # fmt: skip
-        run(work, save_work(shared, dtypes), 1 if batches * M * N * K < SMALL else len(workspace))
+        run(work, save(shared, shared_type), 1 if batches * M * N * K < SMALL else len(workspace))
         return True
 
     return multiply, work

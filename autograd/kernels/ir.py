@@ -106,14 +106,27 @@ class Emitter:
         address = self.builder.bitcast(address, pointer)
         return self.builder.call(function, [address, int32(self.bytes), mask, self.zero()])
 
+    def store_masked(self, vector: ir.Value, address: ir.Value, mask: ir.Value) -> None:
+        """Write the lanes of the mask; the memory of the others is not touched."""
+        pointer, int32 = self.vector.as_pointer(), ir.IntType(32)
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(ir.VoidType(), [self.vector, pointer, int32, mask.type]),
+            f"llvm.masked.store.v{self.lanes}f{8 * self.bytes}.p0",
+        )
+        self.builder.call(function, [vector, self.builder.bitcast(address, pointer), int32(self.bytes), mask])
+
     def zero(self) -> ir.Value:
         return ir.Constant(self.vector, None)
 
-    def splat(self, address: ir.Value) -> ir.Value:
-        """One number, in every lane."""
-        number = self.builder.load(address, typ=self.number, align=self.bytes)
+    def broadcast(self, number: ir.Value) -> ir.Value:
+        """A number, in every lane."""
         first = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), number, ir.IntType(32)(0))
         return self.shuffle(first, first, [0] * self.lanes)
+
+    def splat(self, address: ir.Value) -> ir.Value:
+        """One number, in every lane."""
+        return self.broadcast(self.builder.load(address, typ=self.number, align=self.bytes))
 
     def add(self, x: ir.Value, y: ir.Value) -> ir.Value:
         return self.builder.fadd(x, y)
@@ -279,6 +292,23 @@ class TileEmitter(Emitter):
     def side_by_side(self, low: ir.Value, high: ir.Value) -> ir.Value:
         """Two vectors of 16 halves as one of 16 numbers, low then high."""
         return self.builder.bitcast(self.shuffle(low, high, list(range(2 * self.lanes))), self.vector)
+
+    def unpack(self, x: ir.Value, y: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """The 16-bit numbers of x and y in turn, paired four by four of each eight: with 0 … 31 for the numbers of x,
+
+            0 1 2 3  8 9 10 11  16 17 18 19  24 25 26 27    and    4 5 6 7  12 13 14 15  20 21 22 23  28 29 30 31
+
+        (what `unpacked` tells), each with its partner from y. In this order it takes one instruction each.
+        """
+        halves = ir.VectorType(ir.IntType(16), 2 * self.lanes)
+        x, y = self.builder.bitcast(x, halves), self.builder.bitcast(y, halves)
+        orders = [[number for i in self.unpacked(part) for number in (i, i + 2 * self.lanes)] for part in range(2)]
+        low, high = (self.builder.bitcast(self.shuffle(x, y, order), self.vector) for order in orders)
+        return low, high
+
+    def unpacked(self, part: int) -> list[int]:
+        """Which numbers the first or second result of `unpack` holds."""
+        return [4 * part + i // 4 * 8 + i % 4 for i in range(self.lanes)]
 
     def interleave(self, vector: ir.Value) -> ir.Value:
         """The 16-bit numbers of a vector's two halves in turn."""

@@ -65,14 +65,13 @@ from .matrix import (
     at,
     between_numbers,
     count_batches,
-    load_work,
     matrix,
     operands,
     plan,
-    save_work,
+    work_type,
 )
 from .memory import empty
-from .tasks import next_task, queues, reset, run, share
+from .tasks import declare, load, next_task, queues, reset, run, save, share
 
 __all__ = ["matmul"]
 
@@ -346,11 +345,11 @@ def _work(work, worker):
                 _block(a, b, start, out, rows, columns_here, work.K, workspace, work.epilogue, u, side)
 
 
-def program(dtypes: str) -> tuple[Callable, Callable]:
+def program(shared_type: str) -> tuple[Callable, Callable]:
     """(multiply, work) for arrays of these types: see `Product`."""
 
     def work(arguments, worker):
-        _work(load_work(arguments, dtypes), worker)
+        _work(load(arguments, shared_type), worker)
 
     def multiply(a, b, bias, out, u, side, batch_axes, accumulate, epilogue, work, counters, workspace):
         if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
@@ -374,7 +373,7 @@ def program(dtypes: str) -> tuple[Callable, Callable]:
             A, B, bias_row, C, matrix(u), matrix(side), M, K, N, batch_axes, batches, bias.size > 0, accumulate,
             epilogue, vector, counters, workspace, M_parts, N_parts,
         )  # fmt: skip
-        run(work, save_work(shared, dtypes), 1 if small else len(workspace))
+        run(work, save(shared, shared_type), 1 if small else len(workspace))
         return True
 
     return multiply, work
@@ -397,7 +396,7 @@ class Product:
         A, B, C, S = (getattr(types, name) for name in names)
         arrays = (read(A, 2), read(B, 2), read(C, 1), write(C), write(S), write(S))
         counters, workspace, axes = (types.Array(k, n, "C") for k, n in ((types.int64, 1), (C, 2), (types.int64, 2)))
-        multiply, work = program(" ".join(names))
+        multiply, work = program(declare(f"a product: {' '.join(names)}", work_type(A, B, C, S)))
         signature = types.boolean(*arrays, axes, types.boolean, types.int64, types.int64, counters, workspace)
         self._multiply = kernel(multiply, signature=signature)
         self._work = callback(types.void(types.int64, types.int64))(work)

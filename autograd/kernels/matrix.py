@@ -10,14 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from .ir import INT, pointer, shift
+from .ir import pointer, shift
 from .jit import kernel
 
-__all__ = ["Matrix", "Work", "at", "between_numbers", "count_batches", "load_work", "matrix", "operands", "plan",
-           "save_work"]
+__all__ = ["Matrix", "Work", "at", "between_numbers", "count_batches", "matrix", "operands", "plan", "work_type"]
 
 
 class Matrix(NamedTuple):
@@ -99,46 +96,14 @@ class Work(NamedTuple):
     N_parts: int
 
 
-def _matrix_type(number: types.Type) -> types.NamedTuple:
-    """Numba's type of a `Matrix` of such numbers."""
-    return types.NamedTuple([types.CPointer(number), types.int64, types.int64], Matrix)
-
-
-def _work_type(dtypes: types.StringLiteral) -> types.NamedTuple:
-    """Numba's type of a `Work`; `dtypes` are the names of those of a, b, out and side, such as "float32 float32 …"."""
-    a, b, out, side = (getattr(types, name) for name in dtypes.literal_value.split())
-    matrices = [_matrix_type(number) for number in (a, b, out, out, side, side)]
+def work_type(a: types.Type, b: types.Type, out: types.Type, side: types.Type) -> types.NamedTuple:
+    """Numba's type of a `Work` on matrices of these numbers."""
+    numbers = (a, b, out, out, side, side)
+    matrices = [types.NamedTuple([types.CPointer(n), types.int64, types.int64], Matrix) for n in numbers]
     sizes = [types.int64] * 3
     axes, counters, workspace = (types.Array(k, n, "C") for k, n in ((types.int64, 2), (types.int64, 1), (out, 2)))
     flags = [types.int64, types.boolean, types.boolean, types.int64, types.boolean]
     return types.NamedTuple([*matrices, *sizes, axes, *flags, counters, workspace, types.int64, types.int64], Work)
-
-
-@intrinsic(prefer_literal=True)
-def save_work(typingctx, work, dtypes):
-    """The address (int64) of a copy of a `Work` that lives as long as the calling kernel runs."""
-    kind = _work_type(dtypes)
-
-    def codegen(context, builder, signature, args):
-        place = cgutils.alloca_once(builder, context.get_data_type(kind))
-        builder.store(context.data_model_manager[kind].as_data(builder, args[0]), place)
-        return builder.ptrtoint(place, INT)
-
-    return types.int64(kind, dtypes), codegen
-
-
-@intrinsic(prefer_literal=True)
-def load_work(typingctx, address, dtypes):
-    """The `Work` at an address that `save_work` gave."""
-    kind = _work_type(dtypes)
-
-    def codegen(context, builder, signature, args):
-        place = builder.inttoptr(args[0], context.get_data_type(kind).as_pointer())
-        work = context.data_model_manager[kind].from_data(builder, builder.load(place))
-        context.nrt.incref(builder, kind, work)  # Numba takes what a function returns for its own
-        return work
-
-    return kind(types.int64, dtypes), codegen
 
 
 @kernel

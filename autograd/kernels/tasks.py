@@ -9,11 +9,14 @@ hundred nanoseconds to fetch. And a thread that the system holds up delays only 
 from __future__ import annotations
 
 import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-from .ir import call, fetch_add, pointer, shift
+from .ir import INT, call, fetch_add, pointer, shift
 from .jit import kernel, prange
 
-__all__ = ["next_task", "queues", "reset", "run", "share"]
+__all__ = ["declare", "load", "next_task", "queues", "reset", "run", "save", "share"]
 
 APART = 16  # numbers (of 8 bytes) from one queue's counter to the next: two threads must not write to one line
 
@@ -51,21 +54,56 @@ def next_task(queues, worker, tasks):
     return -1
 
 
+_shared: dict[str, types.BaseTuple] = {}
+
+
+def declare(name: str, kind: types.BaseTuple) -> str:
+    """Give a name to the type of what the threads of some kernel share. (Numba's cache knows closures by strings.)"""
+    _shared[name] = kind
+    return name
+
+
+@intrinsic(prefer_literal=True)
+def save(typingctx, values, name):
+    """The address (int64) of a copy of a tuple, of a declared type, that lives as long as the calling kernel runs."""
+    kind = _shared[name.literal_value]
+
+    def codegen(context, builder, signature, args):
+        place = cgutils.alloca_once(builder, context.get_data_type(kind))
+        builder.store(context.data_model_manager[kind].as_data(builder, args[0]), place)
+        return builder.ptrtoint(place, INT)
+
+    return types.int64(kind, name), codegen
+
+
+@intrinsic(prefer_literal=True)
+def load(typingctx, address, name):
+    """The tuple at an address that `save` gave."""
+    kind = _shared[name.literal_value]
+
+    def codegen(context, builder, signature, args):
+        place = builder.inttoptr(args[0], context.get_data_type(kind).as_pointer())
+        values = context.data_model_manager[kind].from_data(builder, builder.load(place))
+        context.nrt.incref(builder, kind, values)  # Numba takes what a function returns for its own
+        return values
+
+    return kind(types.int64, name), codegen
+
+
 @kernel(parallel=True)
-def _on_all_threads(work, arguments, workers):
+def _on_all_threads(work, shared, workers):
     for worker in prange(workers):
-        call(work, (arguments, np.int64(worker)))
+        call(work, (shared, np.int64(worker)))
 
 
 @kernel
-def run(work, arguments, workers):
-    """Call the compiled function `work` (its address: see `callback` in jit.py) with (arguments, worker), on so many
-    threads.
+def run(work, shared, workers):
+    """Call the compiled function `work` (its address: see `callback` in jit.py) with (shared, worker) on so many threads.
 
-    `arguments` is the address of whatever `work` expects there. Kernels that bring their own work share this one
-    parallel loop: Numba takes seconds to compile each.
+    `shared` is the address of what the threads share. Kernels that bring their own work have this one parallel loop in
+    common: Numba takes seconds to compile each.
     """
     if workers == 1:
-        call(work, (arguments, 0))
+        call(work, (shared, 0))
     else:
-        _on_all_threads(work, arguments, workers)
+        _on_all_threads(work, shared, workers)

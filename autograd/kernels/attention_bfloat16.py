@@ -1,0 +1,534 @@
+"""Attention with its products in bfloat16 on AMX tiles: softmax and all sums stay in float32.
+
+What is multiplied is rounded to bfloat16 (see `bfloat16.py`): q, k, v and dout, and of what is made on the way the
+weights p and the gradients ds of the scores. The formulas are those of `attention.py`; what is different is what
+counts. Tiles multiply 16 times faster than vectors, so the products take a third of the time, and the exponential, the
+rounding and the packing the rest. Three ideas keep it short:
+
+1.  **Scores are made transposed**, Sᵀ = K Qᵀ: keys are rows, queries lie in the lanes of vectors. Largest scores,
+    sums, log-sum-exps and δ are then vectors with a lane per query, and nothing is ever reduced across lanes.
+2.  **A block of 32 × 32 scores becomes tiles where it is made.** Two vectors, 32 queries of one key, round to one row
+    of a tile of Pᵀ, the left operand of dV = Pᵀ dO (and dK = dSᵀ Q). Two such rows, their numbers in turn, are one row
+    of a right operand, which wants pairs along the sum: outᵀ = Vᵀ Pᵀ (and dQᵀ = Kᵀ dSᵀ).
+3.  **Blocks are gathered to chunks** of `CHUNK` keys (backward, by as many queries), so that sums go over up to eight
+    tiles before they leave the tile registers. A chunk of a model with T ≤ 256 is the whole head.
+
+                          left operand, tiles of 16 rows × 32            right operand, tiles of 32 × 16 columns
+    forward     Sᵀ        K    keys × D        packed once a head        Qᵀ   D × queries        packed once a block
+                outᵀ      Vᵀ   D × keys        packed once a head        Pᵀ   keys × queries     made
+    backward    Sᵀ, dPᵀ   K, V keys × D        once a head               Qᵀ, dOᵀ                 once a chunk
+                dV, dK    Pᵀ, dSᵀ              made                      dO, Q   queries × D     once a chunk
+                dQᵀ       Kᵀ   D × keys        once a head               dSᵀ  keys × queries     made
+
+Accuracy: each factor is wrong by at most 2⁻⁸ of its value. A score is then wrong by 2⁻⁷·scale·Σ|q·k|, its weight
+relatively by as much, and the result by that and by 2⁻⁷ of Σ p·|v|. Decoding (a query or two) has no use for tiles and
+stays in float32.
+
+Left out: float64, and the AVX-512 instruction for bfloat16 on processors that have no tiles.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir as llvm
+from numba import types
+from numba.extending import intrinsic
+
+from .attention_parts import LOG2_E, at, heads, round_up, row_products, unpack
+from .bfloat16 import (
+    LINES,
+    SQUARE,
+    TILE,
+    _configure_tiles,
+    _pack_across,
+    _pack_across_transposed,
+    _pack_along,
+    _pack_along_transposed,
+    _release_tiles,
+)
+from .elementary import constant, emit_exp2, log, use_widest_vectors
+from .ir import INT, TileEmitter, emitted, pointer, shift
+from .jit import kernel
+from .random import random_bits
+from .tasks import load, next_task
+
+__all__ = ["backward", "backward_size", "forward", "forward_size"]
+
+CHUNK = 256  # keys, and in the backward pass queries, whose weights are kept as tiles before they are multiplied
+STEPS = CHUNK // SQUARE
+BLOCK = SQUARE * SQUARE  # scores that are made at a time
+
+
+# --- what is emitted ---
+
+
+@intrinsic
+def _multiply(typingctx, a, a_next, b, b_next, steps, out, out_row, accumulate):
+    """out (32, 32) = a @ b, plus what is in out with `accumulate`.
+
+    a and b are two rows of `steps` tiles, the second begins `a_next` or `b_next` further on. Everything begins with a
+    cache line.
+    """
+
+    def body(e, a, a_next, b, b_next, steps, out, out_row, accumulate):
+        sums, a_tiles, b_tiles = ((0, 1), (2, 3)), (4, 5), (6, 7)
+        packed_row = INT(LINES)
+        corners = [(sums[i][j], e.at(e.at(out, e.builder.mul(out_row, INT(i * LINES))), j * LINES))
+                   for i in range(2) for j in range(2)]  # fmt: skip
+        with e.builder.if_else(accumulate) as (then, otherwise):
+            with then:
+                for tile, corner in corners:
+                    e.load_tile(tile, corner, out_row)
+            with otherwise:
+                for tile, _ in corners:
+                    e.zero_tile(tile)
+        with e.loop(steps, [a, b]) as carried:
+            a, b = carried
+            e.load_tile(b_tiles[0], b, packed_row)
+            for i in range(2):
+                e.load_tile(a_tiles[i], e.at(a, a_next) if i else a, packed_row)
+                e.multiply_tiles(sums[i][0], a_tiles[i], b_tiles[0])
+            e.load_tile(b_tiles[1], e.at(b, b_next), packed_row)
+            for i in range(2):
+                e.multiply_tiles(sums[i][1], a_tiles[i], b_tiles[1])
+            carried[:] = e.at(a, TILE), e.at(b, TILE)
+        for tile, corner in corners:
+            e.store_tile(tile, corner, out_row)
+
+    i = types.intp
+    signature = types.void(a, i, b, i, i, out, i, types.boolean)
+    return signature, emitted("attention.multiply", body, emitter=TileEmitter)
+
+
+def _two(e, start):
+    """The two vectors of 32 queries."""
+    return [e.load(e.at(start, v * e.lanes)) for v in range(2)]
+
+
+def _permuted(e, vectors):
+    """Two vectors of queries in the order in which `unpack` leaves them."""
+    return [e.shuffle(*vectors, e.unpacked(part)) for part in range(2)]
+
+
+@intrinsic
+def _hide(typingctx, scores, seen, keys):
+    """Of a block (32 keys, 32 queries), what is not seen becomes −∞: query i sees the first min(keys, seen + i)."""
+
+    def body(e, scores, seen, keys):
+        builder, int32 = e.builder, llvm.IntType(32)
+        numbers = llvm.VectorType(int32, e.lanes)
+
+        def everywhere(number):
+            first = builder.insert_element(llvm.Constant(numbers, llvm.Undefined), number, int32(0))
+            return e.shuffle(first, first, [0] * e.lanes)
+
+        lowest, keys = constant(e.vector, -np.inf), everywhere(builder.trunc(keys, int32))
+        visible = []
+        for v in range(2):
+            lanes = llvm.Constant(numbers, list(range(v * e.lanes, (v + 1) * e.lanes)))
+            seen_here = builder.add(everywhere(builder.trunc(seen, int32)), lanes)
+            visible.append(builder.select(builder.icmp_signed("<", keys, seen_here), keys, seen_here))
+        with e.loop(INT(SQUARE), [scores, int32(0)]) as carried:
+            scores, key = carried
+            for v in range(2):
+                place = e.at(scores, v * e.lanes)
+                shown = builder.icmp_signed("<", everywhere(key), visible[v])
+                e.store(builder.select(shown, e.load(place), lowest), place)
+            carried[:] = e.at(scores, SQUARE), builder.add(key, int32(1))
+
+    i = types.intp
+    return types.void(scores, i, i), emitted("attention.hide_block", body, emitter=TileEmitter)
+
+
+@intrinsic
+def _new_maxima(typingctx, scores, blocks, state, scale, sums, width, first):
+    """32 queries meet `blocks` blocks of scores: m becomes the largest so far; l and sums shrink by 2^(m before − m).
+
+    `state` holds m and l, two vectors each, and 32 numbers of space; `sums` (width, 32) has its queries permuted.
+    Before the `first` block there is nothing yet.
+    """
+    unroll = 4
+
+    def body(e, scores, blocks, state, scale, sums, width, first):
+        builder = e.builder
+        larger = lambda x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y)
+        before = [builder.select(first, constant(e.vector, -np.inf), m) for m in _two(e, state)]
+        with e.loop(builder.mul(blocks, INT(SQUARE // unroll)), [scores, *before * unroll]) as carried:
+            start, *m = carried
+            m = [larger(score, largest) for row in range(unroll)
+                 for score, largest in zip(_two(e, e.at(start, row * SQUARE)), m[2 * row:2 * row + 2], strict=True)]
+            carried[:] = [e.at(start, unroll * SQUARE), *m]
+        m = carried[1:]
+        while len(m) > 2:
+            m = [larger(x, y) for x, y in zip(m[:len(m) // 2], m[len(m) // 2:], strict=True)]
+        total = e.at(state, SQUARE)
+        scale = e.broadcast(scale)
+        for v in range(2):
+            e.store(m[v], e.at(state, v * e.lanes))
+        with builder.if_else(first) as (then, otherwise):
+            with then:
+                for v in range(2):
+                    e.store(e.zero(), e.at(total, v * e.lanes))
+            with otherwise:
+                shrink = [emit_exp2(builder, builder.fmul(builder.fsub(x, y), scale))
+                          for x, y in zip(before, m, strict=True)]
+                for v, (l, factor) in enumerate(zip(_two(e, total), shrink, strict=True)):
+                    e.store(builder.fmul(l, factor), e.at(total, v * e.lanes))
+                shrink = _permuted(e, shrink)
+                with e.loop(width, [sums]) as carried:
+                    for v, (x, factor) in enumerate(zip(_two(e, carried[0]), shrink, strict=True)):
+                        e.store(builder.fmul(x, factor), e.at(carried[0], v * e.lanes))
+                    carried[:] = [e.at(carried[0], SQUARE)]
+
+    i = types.intp
+    signature = types.void(scores, i, state, scale, sums, i, types.boolean)
+    return signature, emitted("attention.new_maxima", body, emitter=TileEmitter)
+
+
+@intrinsic
+def _weigh(typingctx, scores, blocks, scale, keep, keep_row, state, packed, packed_next):
+    """Scores become weights p = 2^(scale·(score − m)), which are added to l, multiplied by `keep`, rounded and packed.
+
+    `packed` is a right operand: two rows of tiles, for two times 16 (permuted) queries.
+    """
+
+    def body(e, scores, blocks, scale, keep, keep_row, state, packed, packed_next):
+        builder = e.builder
+        scale, total = e.broadcast(scale), e.at(state, SQUARE)
+        bias = [builder.fneg(builder.fmul(m, scale)) for m in _two(e, state)]
+        start = [*_two(e, total), e.zero(), e.zero()]
+        with e.loop(builder.mul(blocks, INT(SQUARE // 2)), [scores, keep, packed, *start]) as carried:
+            score, kept, target, *l = carried
+            rows = []
+            for row in range(2):
+                p = [emit_exp2(builder, e.fma(s, scale, b))
+                     for s, b in zip(_two(e, e.at(score, row * SQUARE)), bias, strict=True)]
+                l[2 * row:2 * row + 2] = map(e.add, l[2 * row:2 * row + 2], p)
+                rows.append(e.round_pair(*map(builder.fmul, p, _two(e, e.at(kept, keep_row) if row else kept))))
+            low, high = e.unpack(*rows)
+            e.store(low, target)
+            e.store(high, e.at(target, packed_next))
+            twice = builder.mul(keep_row, INT(2))
+            carried[:] = [e.at(score, 2 * SQUARE), e.at(kept, twice), e.at(target, LINES), *l]
+        l = carried[3:]
+        for v in range(2):
+            e.store(e.add(l[v], l[v + 2]), e.at(total, v * e.lanes))
+
+    i = types.intp
+    signature = types.void(scores, i, scale, keep, i, state, packed, i)
+    return signature, emitted("attention.weigh", body, emitter=TileEmitter)
+
+
+@intrinsic
+def _weigh_gradients(typingctx, scores, dp, scale, keep, keep_row, lse, delta, p_left, ds_left, left_next, ds_right,
+                     right_next):
+    """A block of scores and of dp = dout·v becomes p = 2^(scale·score − lse) and ds = p·(keep·dp − delta) as tiles.
+
+    `p_left` (keep·p) and `ds_left` are left operands (one tile for 16 keys, the next `left_next` further on),
+    `ds_right` a right one (one tile for 16 permuted queries). `lse` counts in units of log 2.
+    """
+
+    def body(e, scores, dp, scale, keep, keep_row, lse, delta, p_left, ds_left, left_next, ds_right, right_next):
+        builder = e.builder
+        scale, delta = e.broadcast(scale), _two(e, delta)
+        bias = [builder.fneg(x) for x in _two(e, lse)]
+        with e.loop(INT(2), [scores, dp, keep, p_left, ds_left, ds_right]) as outer:
+            _, _, _, p_tile, ds_tile, _ = outer
+            with e.loop(INT(LINES // 2), list(outer)) as inner:
+                score, dweight, kept, p_row, ds_row, target = inner
+                rows = []
+                for row in range(2):
+                    keeps = _two(e, e.at(kept, keep_row) if row else kept)
+                    p = [emit_exp2(builder, e.fma(s, scale, b))
+                         for s, b in zip(_two(e, e.at(score, row * SQUARE)), bias, strict=True)]
+                    dropped = map(builder.fmul, _two(e, e.at(dweight, row * SQUARE)), keeps)
+                    ds = map(builder.fmul, p, map(builder.fsub, dropped, delta))
+                    rows.append(e.round_pair(*ds))
+                    e.store(e.round_pair(*map(builder.fmul, p, keeps)), e.at(p_row, row * LINES))
+                    e.store(rows[row], e.at(ds_row, row * LINES))
+                low, high = e.unpack(*rows)
+                e.store(low, target)
+                e.store(high, e.at(target, right_next))
+                inner[:] = [e.at(score, 2 * SQUARE), e.at(dweight, 2 * SQUARE),
+                            e.at(kept, builder.mul(keep_row, INT(2))), e.at(p_row, 2 * LINES),
+                            e.at(ds_row, 2 * LINES), e.at(target, LINES)]  # fmt: skip
+            score, dweight, kept, _, _, target = inner
+            outer[:] = [score, dweight, kept, e.at(p_tile, left_next), e.at(ds_tile, left_next), target]
+
+    i = types.intp
+    signature = types.void(scores, dp, scale, keep, i, lse, delta, p_left, ds_left, i, ds_right, i)
+    return signature, emitted("attention.weigh_gradients", body, emitter=TileEmitter)
+
+
+@intrinsic
+def _write_transposed(typingctx, sums, factors, out, out_row, rows, D):
+    """out (rows of 32, D) = factors · sumsᵀ, where sums (D padded, 32) and factors (32) have their queries permuted."""
+
+    def body(e, sums, factors, out, out_row, rows, D):
+        builder = e.builder
+        tiles = builder.sdiv(builder.add(D, INT(e.lanes - 1)), INT(e.lanes))
+        factors = _two(e, factors)
+        with e.loop(tiles, [sums, out, D]) as carried:
+            sums, target, columns = carried
+            mask = e.first(columns)
+            for part in range(2):
+                place = lambda d, part=part: e.at(sums, d * SQUARE + part * e.lanes)
+                vectors = [builder.fmul(e.load(place(d)), factors[part]) for d in range(e.lanes)]
+                for row, vector in zip(e.unpacked(part), e.transpose(vectors), strict=True):
+                    with builder.if_then(builder.icmp_signed(">", rows, INT(row)), likely=True):
+                        e.store_masked(vector, e.at(target, builder.mul(out_row, INT(row))), mask)
+            carried[:] = [e.at(sums, e.lanes * SQUARE), e.at(target, e.lanes), builder.sub(columns, INT(e.lanes))]
+
+    i = types.intp
+    signature = types.void(sums, factors, out, i, i, i)
+    return signature, emitted("attention.write_transposed", body, emitter=TileEmitter)
+
+
+@intrinsic
+def _reciprocals(typingctx, state, target):
+    """target (32) = 1 / l, queries permuted."""
+
+    def body(e, state, target):
+        one = constant(e.vector, 1)
+        for v, l in enumerate(_permuted(e, _two(e, e.at(state, SQUARE)))):
+            e.store(e.builder.fdiv(one, l), e.at(target, v * e.lanes))
+
+    return types.void(state, target), emitted("attention.reciprocals", body, emitter=TileEmitter)
+
+
+# --- packing ---
+
+
+@kernel
+def _pack_rows(source, stride, rows, D, depth, packed):
+    """(rows, D) → a left operand, [rows by 16][D by 32]; rows are padded to pairs of tiles."""
+    for i in range(0, round_up(rows, SQUARE), LINES):
+        for k in range(depth):
+            corner = shift(source, i * stride + k * SQUARE)
+            _pack_along(shift(packed, (i // LINES * depth + k) * TILE), corner, stride, rows - i, D - k * SQUARE)
+
+
+@kernel
+def _pack_rows_transposed(source, stride, rows, D, depth, packed):
+    """(rows, D) → its transpose as a right operand, [rows by 16][D by 32]; rows are padded to pairs of tiles."""
+    for i in range(0, round_up(rows, SQUARE), LINES):
+        for k in range(depth):
+            corner, target = shift(source, i * stride + k * SQUARE), shift(packed, (i // LINES * depth + k) * TILE)
+            _pack_along_transposed(target, corner, stride, rows - i, D - k * SQUARE)
+
+
+@kernel
+def _pack_columns(source, stride, rows, D, steps, packed):
+    """(rows, D) → a right operand, [D by 16, padded to pairs][rows by 32, of `steps`]."""
+    for k in range(-(-rows // SQUARE)):
+        for d in range(0, round_up(D, SQUARE), LINES):
+            corner, target = shift(source, k * SQUARE * stride + d), shift(packed, (d // LINES * steps + k) * TILE)
+            _pack_across(target, corner, stride, rows - k * SQUARE, D - d)
+
+
+@kernel
+def _pack_columns_transposed(source, stride, rows, D, steps, packed):
+    """(rows, D) → its transpose as a left operand, [D by 16, padded to pairs][rows by 32, of `steps`]."""
+    for k in range(-(-rows // SQUARE)):
+        for d in range(0, round_up(D, SQUARE), LINES):
+            corner, target = shift(source, k * SQUARE * stride + d), shift(packed, (d // LINES * steps + k) * TILE)
+            _pack_across_transposed(target, corner, stride, rows - k * SQUARE, D - d)
+
+
+@kernel
+def _keep(position, row_length, dropout, keep):
+    """keep (32 keys, 32 queries): what a weight is multiplied by; that of query i, key j has the number
+    `position + i·row_length + j`.
+    """
+    use_widest_vectors()
+    key0, key1, threshold, keep_scale = dropout
+    for j in range(SQUARE):
+        for i in range(SQUARE):
+            kept = random_bits(key0, key1, position + i * row_length + j) >= threshold
+            keep[j * SQUARE + i] = keep_scale if kept else keep_scale - keep_scale
+
+
+# --- one task: a key/value head with its query heads ---
+
+
+def forward_size(shape: tuple[int, ...], itemsize: int) -> int:
+    """Numbers in a workspace of `forward`: the sum of what it lays out."""
+    depth, key_steps = -(-shape[5] // SQUARE), -(-shape[4] // SQUARE)
+    return (4 * key_steps + 2) * depth * TILE + 2 * STEPS * TILE + (2 * STEPS + depth) * BLOCK + 4 * SQUARE
+
+
+def backward_size(shape: tuple[int, ...], itemsize: int) -> int:
+    """Numbers in a workspace of `backward`."""
+    depth, key_steps = -(-shape[5] // SQUARE), -(-shape[4] // SQUARE)
+    tiles = 6 * key_steps * depth + 8 * STEPS * depth + 4 * STEPS + 2 * STEPS * STEPS
+    return tiles * TILE + (2 * key_steps * depth + STEPS * depth + 3) * BLOCK + 2 * CHUNK + SQUARE
+
+
+@kernel
+def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
+    B, H, K, Tq, Tk, D = shape
+    q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
+    scale2, dropping = np.float32(scale * LOG2_E), dropout[2] > 0
+    depth, key_steps = -(-D // SQUARE), -(-Tk // SQUARE)
+    keys = pointer(memory)
+    values = shift(keys, 2 * key_steps * depth * TILE)
+    queries = shift(values, 2 * key_steps * depth * TILE)
+    weights = shift(queries, 2 * depth * TILE)
+    scores = shift(weights, 2 * STEPS * TILE)
+    keep = shift(scores, STEPS * BLOCK)
+    sums = shift(keep, STEPS * BLOCK)
+    state = shift(sums, depth * BLOCK)  # m, l
+    factors = shift(state, 2 * SQUARE)
+    for i in range(SQUARE):
+        keep[i] = 1  # one row for all keys, where nothing is dropped
+    keep_row = SQUARE if dropping else 0
+    _configure_tiles(keys)
+    while True:
+        task = next_task(counters, worker, B * K)
+        if task < 0:
+            break
+        batch, kv = task // K, task % K
+        _pack_rows(at(k, batch, kv, 0), k.row, Tk, D, depth, keys)
+        _pack_columns_transposed(at(v, batch, kv, 0), v.row, Tk, D, key_steps, values)
+        for head in range(kv * (H // K), (kv + 1) * (H // K)):
+            for first in range(0, Tq, SQUARE):
+                rows = min(SQUARE, Tq - first)
+                row0 = (batch * H + head) * Tq + first  # rows are numbered for dropout and in lse
+                _pack_rows_transposed(at(q, batch, head, first), q.row, rows, D, depth, queries)
+                for chunk in range(0, min(Tk, first + rows - 1 + offset), CHUNK):
+                    blocks = -(-min(CHUNK, Tk - chunk, first + rows - 1 + offset - chunk) // SQUARE)
+                    for block in range(blocks):
+                        j, target = chunk + block * SQUARE, shift(scores, block * BLOCK)
+                        _multiply(shift(keys, j // LINES * depth * TILE), depth * TILE, queries, depth * TILE, depth,
+                                  target, SQUARE, False)  # fmt: skip
+                        if first + offset < j + SQUARE or Tk < j + SQUARE:
+                            _hide(target, first + offset - j, Tk - j)
+                        if dropping:
+                            _keep(row0 * Tk + j, Tk, dropout, shift(keep, block * BLOCK))
+                    _new_maxima(scores, blocks, state, scale2, sums, depth * SQUARE, chunk == 0)
+                    _weigh(scores, blocks, scale2, keep, keep_row, state, weights, STEPS * TILE)
+                    for d in range(depth):
+                        _multiply(shift(values, (2 * d * key_steps + chunk // SQUARE) * TILE), key_steps * TILE,
+                                  weights, STEPS * TILE, blocks, shift(sums, d * BLOCK), SQUARE, chunk > 0)  # fmt: skip
+                _reciprocals(state, factors)
+                _write_transposed(sums, factors, at(out, batch, head, first), out.row, rows, D)
+                for i in range(rows):
+                    lse[row0 + i] = state[i] * scale + log(state[SQUARE + i])
+    _release_tiles(keys)
+
+
+@kernel
+def _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
+    B, H, K, Tq, Tk, D = shape
+    q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
+    dout, dq, dk, dv = heads(places, 4, lse), heads(places, 5, lse), heads(places, 6, lse), heads(places, 7, lse)
+    scale2, dropping = np.float32(scale * LOG2_E), dropout[2] > 0
+    depth, key_steps = -(-D // SQUARE), -(-Tk // SQUARE)
+    width = depth * SQUARE
+    keys = pointer(memory)
+    values = shift(keys, 2 * key_steps * depth * TILE)
+    keys_transposed = shift(values, 2 * key_steps * depth * TILE)
+    queries = shift(keys_transposed, 2 * key_steps * depth * TILE)
+    queries_transposed = shift(queries, 2 * STEPS * depth * TILE)
+    douts = shift(queries_transposed, 2 * STEPS * depth * TILE)
+    douts_transposed = shift(douts, 2 * STEPS * depth * TILE)
+    p_left = shift(douts_transposed, 2 * STEPS * depth * TILE)
+    ds_left = shift(p_left, 2 * STEPS * TILE)
+    ds_right = shift(ds_left, 2 * STEPS * TILE)
+    dkeys = shift(ds_right, 2 * STEPS * STEPS * TILE)
+    dvalues = shift(dkeys, key_steps * depth * BLOCK)
+    dqueries = shift(dvalues, key_steps * depth * BLOCK)
+    scores = shift(dqueries, STEPS * depth * BLOCK)
+    dweights = shift(scores, BLOCK)
+    keep = shift(dweights, BLOCK)
+    log_sums = shift(keep, BLOCK)
+    deltas = shift(log_sums, CHUNK)
+    factors = shift(deltas, CHUNK)
+    for i in range(SQUARE):
+        keep[i], factors[i] = 1, scale
+    keep_row = SQUARE if dropping else 0
+    _configure_tiles(keys)
+    while True:
+        task = next_task(counters, worker, B * K)
+        if task < 0:
+            break
+        batch, kv = task // K, task % K
+        _pack_rows(at(k, batch, kv, 0), k.row, Tk, D, depth, keys)
+        _pack_rows(at(v, batch, kv, 0), v.row, Tk, D, depth, values)
+        _pack_columns_transposed(at(k, batch, kv, 0), k.row, Tk, D, key_steps, keys_transposed)
+        for head in range(kv * (H // K), (kv + 1) * (H // K)):
+            for first in range(0, Tq, CHUNK):
+                rows = min(CHUNK, Tq - first)
+                row0 = (batch * H + head) * Tq + first  # rows are numbered for dropout and in lse
+                q_start, dout_start = at(q, batch, head, first), at(dout, batch, head, first)
+                _pack_rows_transposed(q_start, q.row, rows, D, depth, queries_transposed)
+                _pack_columns(q_start, q.row, rows, D, STEPS, queries)
+                _pack_rows_transposed(dout_start, dout.row, rows, D, depth, douts_transposed)
+                _pack_columns(dout_start, dout.row, rows, D, STEPS, douts)
+                row_products(at(out, batch, head, first), out.row, dout_start, dout.row, rows, D, deltas)
+                query_blocks = -(-rows // SQUARE)
+                for i in range(query_blocks * SQUARE):
+                    log_sums[i] = lse[row0 + i] * np.float32(LOG2_E) if i < rows else 0
+                    deltas[i] = deltas[i] if i < rows else 0
+                for chunk in range(0, min(Tk, first + rows - 1 + offset), CHUNK):
+                    key_blocks = -(-min(CHUNK, Tk - chunk, first + rows - 1 + offset - chunk) // SQUARE)
+                    for block in range(key_blocks):
+                        j = chunk + block * SQUARE
+                        begin = max(0, j - offset + 1 - first) // SQUARE  # the first block of queries that sees keys
+                        panel = j // LINES * depth * TILE
+                        for i in range(begin, query_blocks):
+                            seen, panel_q = first + i * SQUARE + offset - j, 2 * i * depth * TILE
+                            _multiply(shift(keys, panel), depth * TILE, shift(queries_transposed, panel_q),
+                                      depth * TILE, depth, scores, SQUARE, False)  # fmt: skip
+                            if seen < SQUARE or Tk - j < SQUARE:
+                                _hide(scores, seen, Tk - j)
+                            _multiply(shift(values, panel), depth * TILE, shift(douts_transposed, panel_q),
+                                      depth * TILE, depth, dweights, SQUARE, False)  # fmt: skip
+                            if dropping:
+                                _keep((row0 + i * SQUARE) * Tk + j, Tk, dropout, keep)
+                            _weigh_gradients(
+                                scores, dweights, scale2, keep, keep_row, shift(log_sums, i * SQUARE),
+                                shift(deltas, i * SQUARE), shift(p_left, i * TILE), shift(ds_left, i * TILE),
+                                STEPS * TILE, shift(ds_right, (2 * i * STEPS + block) * TILE), STEPS * TILE,
+                            )  # fmt: skip
+                        # Have these keys been seen before, so that their gradients have begun?
+                        later = head > kv * (H // K) or (first > 0 and first - 1 + offset > j)
+                        for d in range(depth):
+                            part, target = (2 * d * STEPS + begin) * TILE, j * width + d * SQUARE
+                            _multiply(shift(p_left, begin * TILE), STEPS * TILE, shift(douts, part), STEPS * TILE,
+                                      query_blocks - begin, shift(dvalues, target), width, later)  # fmt: skip
+                            _multiply(shift(ds_left, begin * TILE), STEPS * TILE, shift(queries, part), STEPS * TILE,
+                                      query_blocks - begin, shift(dkeys, target), width, later)  # fmt: skip
+                    for i in range(query_blocks):
+                        seen = first + i * SQUARE + SQUARE - 1 + offset - chunk  # by the last query of the block
+                        blocks = max(0, min(key_blocks, -(-seen // SQUARE)))
+                        for d in range(depth):
+                            _multiply(shift(keys_transposed, (2 * d * key_steps + chunk // SQUARE) * TILE),
+                                      key_steps * TILE, shift(ds_right, 2 * i * STEPS * TILE), STEPS * TILE, blocks,
+                                      shift(dqueries, (i * depth + d) * BLOCK), SQUARE, chunk > 0)  # fmt: skip
+                for i in range(query_blocks):
+                    target = at(dq, batch, head, first + i * SQUARE)
+                    _write_transposed(shift(dqueries, i * depth * BLOCK), factors, target, dq.row, rows - i * SQUARE, D)
+        unpack(dkeys, width, at(dk, batch, kv, 0), dk.row, Tk, D, width, scale)
+        unpack(dvalues, width, at(dv, batch, kv, 0), dv.row, Tk, D, width, scale / scale)
+    _release_tiles(keys)
+
+
+def forward(shared_type):
+    """What each thread does in `attention.py`'s call."""
+
+    def work(shared, worker):
+        places, shape, lse, scale, offset, dropout, counters, memory = load(shared, shared_type)
+        _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory[worker])
+
+    return work
+
+
+def backward(shared_type):
+    """What each thread does in `attention.py`'s call."""
+
+    def work(shared, worker):
+        places, shape, lse, scale, offset, dropout, counters, memory = load(shared, shared_type)
+        _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory[worker])
+
+    return work
