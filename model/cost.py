@@ -68,21 +68,26 @@ class Memory:
     peak: int
 
 
-def memory(config: GPTConfig, batch_size: int, accumulation: int = 1) -> Memory:
+def memory(config: GPTConfig, batch_size: int, accumulation: int = 1, *, narrow: bool = False) -> Memory:
     """The arrays of one training step over `accumulation` batches of `batch_size` sequences of block_size tokens.
 
+    With `narrow`, matrix products are rounded to bfloat16, and what GPT-2's MLP keeps is stored so.
     Not counted: the program itself (interpreter, libraries, compiled kernels), the corpus (read from disk as it
     is needed), and what the C library can't use of the gaps between arrays.
     """
     tokens = batch_size * config.block_size
     weights = BYTES * config.num_parameters()
     saved = BYTES * tokens * _saved_per_token(config)
+    hidden = BYTES * tokens * config.hidden
+    if narrow and config.mlp == "gelu":
+        hidden //= 2
+        saved -= 2 * hidden * config.n_layer
     head = BYTES * config.vocab_size * config.n_embd  # its gradient is made at the end of the forward pass
     rows = min(tokens, max(16, CHUNK_BYTES // (BYTES * config.vocab_size)))
     logits = BYTES * rows * (config.vocab_size + config.n_embd)
     # The worst moment is the end of the forward pass, or the backward pass through the last MLP.
     wide = 2 if config.mlp == "gelu" else 3
-    activations = saved + max(logits, BYTES * tokens * ((wide - 1) * config.hidden + config.n_embd))
+    activations = saved + max(logits, (wide - 1) * hidden + BYTES * tokens * config.n_embd)
     earlier_gradients = weights if accumulation > 1 else 0
     # At the end of the backward pass the table's gradient is added to the head's, and both to that of earlier batches.
     table = head * (config.tie_embeddings + (accumulation > 1))

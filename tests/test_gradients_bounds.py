@@ -5,9 +5,11 @@ import pytest
 
 import autograd
 from autograd import Tensor, ops
+from autograd.kernels import activation as activation_kernels
 from autograd.kernels import attention as attention_kernels
 from autograd.kernels import bfloat16, cross_entropy
 from autograd.kernels import matmul as matmul_kernels
+from autograd.kernels import mlp as mlp_kernels
 from autograd.kernels.bfloat16 import amx_available, matmul_precision, round_to_bfloat16
 from autograd.op import Op, Sample, registry
 from autograd.proof import BFLOAT16, Case, ProofError, prove
@@ -156,6 +158,22 @@ def attention_by(multiply):
     return forward, backward
 
 
+def mlp_by(multiply, change):
+    """The same for GPT-2's MLP, whose hidden numbers are kept with the `change` that operands undergo."""
+
+    def forward(x, up, down, up_bias, down_bias, tanh):
+        u = multiply(x, up.T, bias=up_bias)
+        h = activation_kernels.gelu(u, tanh)
+        return multiply(h, down.T, bias=down_bias), change(u), h
+
+    def backward(dout, x, up, down, u, h, tanh, needs):
+        du = activation_kernels.gelu_backward(multiply(dout, down), u, tanh)
+        gradients = multiply(du, up), multiply(du.T, x), multiply(dout.T, h), change(du).sum(axis=0), dout.sum(axis=0)
+        return mlp_kernels.MLPGradients(*gradients)
+
+    return forward, backward
+
+
 @needs_amx
 @pytest.mark.parametrize("style", STYLES)
 def test_a_whole_model_in_bfloat16_is_as_wrong_as_its_operands(style, monkeypatch):
@@ -191,6 +209,8 @@ def test_a_whole_model_in_bfloat16_is_as_wrong_as_its_operands(style, monkeypatc
         monkeypatch.setattr(cross_entropy, "matmul", disturbed)
         for name, function in zip(("attention", "attention_backward"), attention_by(disturbed), strict=True):
             monkeypatch.setattr(attention_kernels, name, function)
+        for name, function in zip(("mlp", "mlp_backward"), mlp_by(disturbed, change), strict=True):
+            monkeypatch.setattr(mlp_kernels, name, function)
         return gradients()
 
     rounded = with_operands(lambda x: round_to_bfloat16(x).astype(np.float64))

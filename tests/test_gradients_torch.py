@@ -67,6 +67,8 @@ THEIRS = {
     "linear_cross_entropy": lambda x, w, t, ignore_index=-100: F.cross_entropy(x @ w.T, t, ignore_index=ignore_index),
     "log": torch.log, "log1p": torch.log1p, "log_softmax": torch.log_softmax, "logsumexp": reduced(torch.logsumexp),
     "matmul_2d": torch.matmul, "maximum": lambda a, b: torch.maximum(a, b), "minimum": lambda a, b: torch.minimum(a, b),
+    "mlp": lambda x, up, down, up_bias=None, down_bias=None, approximate="none": F.linear(
+        F.gelu(F.linear(x, up, up_bias), approximate=approximate), down, down_bias),
     "mul": torch.mul, "neg": torch.neg, "permute": lambda x, dims: x.permute(dims), "pow": torch.pow,
     "relu": torch.relu,
     "reshape": lambda x, shape: x.reshape(shape),

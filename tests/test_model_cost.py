@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 
 import autograd as ag
 from autograd.kernels.attention import attention, attention_backward
-from autograd.kernels.matmul import matmul
+from autograd.kernels.bfloat16 import amx_available
+from autograd.kernels.matmul import matmul, multiply_with
 from model import GPT, GPTConfig, presets
 from model.cost import flops_per_token, forward_flops_per_token, memory, parameters
 from nn.optim import AdamW
+
+needs_amx = pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
 
 
 @st.composite
@@ -57,6 +60,10 @@ def test_flops_are_those_of_the_products_that_are_computed(config, batch_size):
         counted[phase] += 2 * a.shape[-2] * a.shape[-1] * b.shape[-1] * int(np.prod(a.shape[:-2]))
         return matmul(a, b, **options)
 
+    def counting_multiply_with(product, a, b, *rest):
+        counted[phase] += 2 * a.shape[-2] * a.shape[-1] * b.shape[-1]
+        return multiply_with(product, a, b, *rest)
+
     def head_products(q):  # of one product of the scores' size, q (B, H, T, D): the causal half
         B, H, T, D = q.shape
         return 2 * B * H * T * (T + 1) // 2 * D
@@ -73,6 +80,8 @@ def test_flops_are_those_of_the_products_that_are_computed(config, batch_size):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("autograd.kernels.matmul.matmul", counting_matmul)
         patch.setattr("autograd.kernels.cross_entropy.matmul", counting_matmul)
+        patch.setattr("autograd.kernels.mlp.matmul", counting_matmul)
+        patch.setattr("autograd.kernels.mlp.multiply_with", counting_multiply_with)
         patch.setattr("autograd.kernels.attention.attention", counting_attention)
         patch.setattr("autograd.kernels.attention.attention_backward", counting_attention_backward)
         model.eval()
@@ -98,6 +107,7 @@ def test_attention_grows_with_the_context():
 LLAMA = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu"}
 
 
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_amx)])
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize(
     ("config", "batch_size"),
@@ -110,7 +120,7 @@ LLAMA = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu"}
     ],
     ids=["tiny", "dropout", "llama", "vocabulary", "untied"],
 )
-def test_memory_is_what_a_step_takes(config, batch_size, accumulation):
+def test_memory_is_what_a_step_takes(config, batch_size, accumulation, precision):
     """NumPy tells tracemalloc of every array. The figure may be wrong by a few percent, not by an array."""
     model = GPT(config)
     optimizer = AdamW(model.parameters())
@@ -119,9 +129,10 @@ def test_memory_is_what_a_step_takes(config, batch_size, accumulation):
 
     def step():
         optimizer.zero_grad()
-        for _ in range(accumulation):
-            _, loss = model(inputs, targets)
-            (loss / accumulation).backward()
+        with ag.matmul_precision(precision):
+            for _ in range(accumulation):
+                _, loss = model(inputs, targets)
+                (loss / accumulation).backward()
         optimizer.step()
 
     step()  # the moments come into being, and the kernels' workspaces
@@ -130,6 +141,6 @@ def test_memory_is_what_a_step_takes(config, batch_size, accumulation):
     step()
     peak = tracemalloc.get_traced_memory()[1] + 3 * weights  # weights and moments were there before
     tracemalloc.stop()
-    planned = memory(config, batch_size, accumulation)
+    planned = memory(config, batch_size, accumulation, narrow=precision == "bfloat16")
     assert planned.peak == pytest.approx(peak, rel=0.05)
     assert (planned.parameters, planned.gradients, planned.moments) == (weights, weights, 2 * weights)
