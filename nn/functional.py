@@ -4,7 +4,7 @@
 
 Every function takes Tensors (or ndarrays, and then returns an ndarray) and keeps their dtype. What PyTorch has,
 has PyTorch's argument names, order and meaning; four functions are not in PyTorch: `swiglu`, `mlp`,
-`rotary_embedding` and `linear_cross_entropy`. Nothing here computes: the formulas and derivatives are in `autograd.ops`.
+`rotary_embedding` and `linear_cross_entropy`. Nothing here computes: formulas and derivatives are in `autograd.ops`.
 """
 
 from __future__ import annotations

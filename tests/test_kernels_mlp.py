@@ -16,6 +16,7 @@ ALL = (True,) * 5
 # None, one, and around the tiles, groups of rows and blocks of the sum and of columns.
 sizes = st.sampled_from([0, 1, 2, 15, 17, 31, 33, 64, 113, 130])
 long_sizes = sizes | st.sampled_from([384, 385, 511, 520, 1030])
+several = sizes.filter(lambda n: n > 1)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -80,7 +81,7 @@ def test_the_same_bits_for_any_number_of_threads(shape, precision):
 
 @needs_amx
 @settings(max_examples=60)
-@given(st.tuples(sizes.filter(lambda n: n > 1), long_sizes, long_sizes, sizes.filter(lambda n: n > 1)), st.booleans(), seeds)
+@given(st.tuples(several, long_sizes, long_sizes, several), st.booleans(), seeds)
 def test_in_bfloat16_what_is_kept_is_the_rounded_number(shape, tanh, seed):
     (x, up, down, up_bias, down_bias), dout = problem(*shape, seed)
     H = len(up)
@@ -107,7 +108,7 @@ def test_in_bfloat16_what_is_kept_is_the_rounded_number(shape, tanh, seed):
 @needs_amx
 @settings(max_examples=100)
 @given(
-    shape=st.tuples(sizes.filter(lambda n: n > 1), long_sizes, sizes.filter(lambda n: n > 1)),
+    shape=st.tuples(several, long_sizes, several),
     narrow_a=st.booleans(), layouts=st.tuples(*[st.sampled_from(["C", "F", "every other"])] * 2), seed=seeds,
 )  # fmt: skip
 def test_operands_that_are_bfloat16_already_give_the_same_bits(shape, narrow_a, layouts, seed):

@@ -60,8 +60,8 @@ def _compiled(tasks: Callable, dtype: np.dtype) -> Callable:
     """
     number, word, integers = numba.from_dtype(dtype), types.uint32, types.Array(types.int64, 1, "C")
     dropout = types.Tuple([word, word, word, number])
-    kinds = [integers, types.UniTuple(types.int64, 6), types.Array(number, 1, "C"), number, types.intp, dropout, integers,
-             types.Array(number, 2, "C")]
+    kinds = [integers, types.UniTuple(types.int64, 6), types.Array(number, 1, "C"), number, types.intp, dropout,
+             integers, types.Array(number, 2, "C")]
     shared_type = declare(f"attention: {dtype}", types.Tuple(kinds))
 
     work = callback(types.void(types.int64, types.int64))(tasks(shared_type))

@@ -102,7 +102,8 @@ def gelu_backward(dtype: np.dtype, tanh: bool) -> Any:
         def gelu_backward_narrow(sums, sums_row, u, u_row, du, du_row, M, N):
             for i in range(M):
                 fetch_soon(shift(u, (i + 1) * u_row), N)
-                _gelu_backward_row_narrow(shift(sums, i * sums_row), shift(u, i * u_row), shift(du, i * du_row), N, tanh)
+                row, target = shift(sums, i * sums_row), shift(du, i * du_row)
+                _gelu_backward_row_narrow(row, shift(u, i * u_row), target, N, tanh)
 
         return gelu_backward_narrow
 

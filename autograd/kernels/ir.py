@@ -31,8 +31,23 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 __all__ = [
-    "INT", "Emitter", "TileEmitter", "call", "emitted", "fetch_soon", "fetch_add", "has", "host", "lanes", "move", "move_first", "mover",
-    "pointer", "shift", "stored_pointer", "transpose",
+    "INT",
+    "Emitter",
+    "TileEmitter",
+    "call",
+    "emitted",
+    "fetch_add",
+    "fetch_soon",
+    "has",
+    "host",
+    "lanes",
+    "move",
+    "move_first",
+    "mover",
+    "pointer",
+    "shift",
+    "stored_pointer",
+    "transpose",
 ]  # fmt: skip
 
 INT = ir.IntType(64)
@@ -266,14 +281,16 @@ class TileEmitter(Emitter):
         rounded = self._call("avx512bf16.cvtne2ps2bf16.512", ir.VectorType(Bfloat16(), 32), high, low)
         return self.builder.bitcast(rounded, self.vector)
 
-    def load_halves(self, address: ir.Value, index: Any, exists: ir.Value | None, count: ir.Value, size: int) -> ir.Value:
+    def load_halves(
+        self, address: ir.Value, index: ir.Value, exists: ir.Value | None, count: ir.Value, size: int
+    ) -> ir.Value:
         """`size` 16-bit numbers from number `index` on; only the first `count`, the others 0, and only if it `exists`.
 
         With `exists` None the caller knows that all of them are there.
         """
         half = ir.IntType(16)
         vector, pointer, int32 = ir.VectorType(half, size), ir.VectorType(half, size).as_pointer(), ir.IntType(32)
-        place = self.builder.gep(address, [INT(index) if isinstance(index, int) else index], source_etype=half)
+        place = self.builder.gep(address, [index], source_etype=half)
         place = self.builder.bitcast(place, pointer)
         if exists is None:
             return self.builder.load(place, align=2)

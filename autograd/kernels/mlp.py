@@ -29,11 +29,12 @@ __all__ = ["MLPGradients", "mlp", "mlp_backward"]
 
 
 def mlp(
-    x: np.ndarray, up: np.ndarray, down: np.ndarray, up_bias: np.ndarray | None, down_bias: np.ndarray | None, tanh: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x (N, C), up (H, C), down (C', H), up_bias (H,), down_bias (C',) → (out (N, C'), u, h), the last two for backward.
+    x: np.ndarray, up: np.ndarray, down: np.ndarray, up_bias: np.ndarray | None, down_bias: np.ndarray | None,
+    tanh: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """x (N, C), up (H, C), down (C', H), up_bias (H,), down_bias (C',) → (out (N, C'), u, h).
 
-    u and h are (N, H) of x's dtype, or bfloat16 as uint16. `tanh`: GPT-2's approximation of GELU.
+    u and h, for the backward pass, are (N, H) of x's dtype, or bfloat16 as uint16. `tanh`: GPT-2's approximation of GELU.
     """
     shape = (len(x), len(up))
     if narrow_products(x, up):

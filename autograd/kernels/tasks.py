@@ -98,7 +98,8 @@ def _on_all_threads(work, shared, workers):
 
 @kernel
 def run(work, shared, workers):
-    """Call the compiled function `work` (its address: see `callback` in jit.py) with (shared, worker) on so many threads.
+    """Call the compiled function `work` (its address: see `callback` in jit.py) with (shared, worker), on so many
+    threads.
 
     `shared` is the address of what the threads share. Kernels that bring their own work have this one parallel loop in
     common: Numba takes seconds to compile each.
