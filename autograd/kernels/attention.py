@@ -15,8 +15,9 @@ The work is done in one of two rooms: `attention_vectors` for float32 and float6
 arrays whose products are rounded: when `matmul_precision("bfloat16")` is set and the processor has tiles.
 
 Work: 4·Tq·Tk·D FLOPs a head forward, 10 backward, half of that if causal; bytes: the operands once and the results.
-One task is one (batch, key/value head) in which all its query heads add up in order, so results do not depend on
-threads.
+One task is one (batch, key/value head), in which all its query heads add up in order. Where there are fewer of them
+than `TASKS`, each is cut along its queries, and dk and dv of the parts are added in order. Either way results do not
+depend on the number of threads.
 
 Left out: masks other than causal (an additive bias would go where scores are hidden), head sizes that differ
 between keys and values.
@@ -42,6 +43,8 @@ from .tasks import declare, queues, run, save
 
 __all__ = ["attention", "attention_backward"]
 
+TASKS = 4  # at least, if there are queries enough
+ROWS_OF_PART = 64  # queries that a part has at least
 FEW = 2  # queries: for so few, packing the keys does not pay
 
 
@@ -60,7 +63,7 @@ def _compiled(tasks: Callable, dtype: np.dtype) -> Callable:
     """
     number, word, integers = numba.from_dtype(dtype), types.uint32, types.Array(types.int64, 1, "C")
     dropout = types.Tuple([word, word, word, number])
-    kinds = [integers, types.UniTuple(types.int64, 6), types.Array(number, 1, "C"), number, types.intp, dropout,
+    kinds = [integers, types.UniTuple(types.int64, 7), types.Array(number, 1, "C"), number, types.intp, dropout,
              integers, types.Array(number, 2, "C")]
     shared_type = declare(f"attention: {dtype}", types.Tuple(kinds))
 
@@ -101,7 +104,11 @@ def _target(x: np.ndarray | None, like: np.ndarray, name: str) -> np.ndarray:
 
 
 def _shape(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> tuple[int, ...]:
-    """(B, H, K, Tq, Tk, D), after checking that the arrays fit together."""
+    """(B, H, K, Tq, Tk, D) and into how many parts the queries of a key/value head are cut.
+
+    Checks that the arrays fit together. Heads are cut where there are too few of them to keep processors busy, and by
+    shape alone: results must not depend on how many processors there are.
+    """
     if not (q.ndim == k.ndim == 4 and k.shape == v.shape and q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3]
             and k.shape[1] and q.shape[1] % k.shape[1] == 0):
         raise ValueError(f"expected q (B, H, Tq, D) and k, v (B, K, Tk, D) with H a multiple of K, "
@@ -111,12 +118,15 @@ def _shape(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> tuple[i
     if causal and q.shape[2] > k.shape[2]:
         raise ValueError(f"expected at least as many keys as queries in causal attention, got {k.shape[2]} keys for "
                          f"{q.shape[2]} queries")
-    return *q.shape[:2], *k.shape[1:2], q.shape[2], *k.shape[2:]
+    (B, H, Tq, D), (K, Tk) = q.shape, k.shape[1:3]
+    heads = B * K
+    parts = min(-(-TASKS // heads), H // K * -(-Tq // ROWS_OF_PART)) if 0 < heads < TASKS and Tq else 1
+    return B, H, K, Tq, Tk, D, parts
 
 
 def _offset(shape: tuple[int, ...], causal: bool) -> int:
     """Query i sees the first i + offset keys."""
-    *_, Tq, Tk, _ = shape
+    *_, Tq, Tk, _, _ = shape
     return Tk - Tq + 1 if causal else Tk
 
 
@@ -169,7 +179,12 @@ def attention_backward(
     dropout = _dropout(q.dtype, dropout_p, seed)
     room = _room(q.dtype)
     memory = workspace(q.dtype, num_threads(), room.backward_size(shape, q.itemsize))
-    _compiled(room.backward, q.dtype)(places(q, k, v, out, dout, dq, dk, dv), shape, flat(lse), number(scale),
-                                 _offset(shape, causal), dropout, queues(len(memory)), memory)
+    parts = shape[-1]
+    sums = [(x, np.empty((parts, *x.shape), x.dtype)) for x in (dk, dv)] if parts > 1 else []
+    dkv = [part.reshape(-1, *x.shape[1:]) for x, part in sums] or [dk, dv]
+    _compiled(room.backward, q.dtype)(places(q, k, v, out, dout, dq, *dkv), shape, flat(lse), number(scale),
+                                      _offset(shape, causal), dropout, queues(len(memory)), memory)
     give_back(memory)
+    for x, part in sums:
+        np.add.reduce(part, axis=0, out=x)
     return dq, dk, dv

@@ -366,10 +366,10 @@ def backward_size(shape: tuple[int, ...], itemsize: int) -> int:
 
 @kernel
 def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
-    B, H, K, Tq, Tk, D = shape
+    B, H, K, Tq, Tk, D, parts = shape
     q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
     scale2, dropping = np.float32(scale * LOG2_E), dropout[2] > 0
-    depth, key_steps = -(-D // SQUARE), -(-Tk // SQUARE)
+    depth, key_steps, units = -(-D // SQUARE), -(-Tk // SQUARE), -(-Tq // SQUARE)
     keys = pointer(memory)
     values = shift(keys, 2 * key_steps * depth * TILE)
     queries = shift(values, 2 * key_steps * depth * TILE)
@@ -384,47 +384,49 @@ def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker,
     keep_row = SQUARE if dropping else 0
     _configure_tiles(keys)
     while True:
-        task = next_task(counters, worker, B * K)
+        task = next_task(counters, worker, B * K * parts)
         if task < 0:
             break
-        batch, kv = task // K, task % K
+        batch, kv, part = task // parts // K, task // parts % K, task % parts
         _pack_rows(at(k, batch, kv, 0), k.row, Tk, D, depth, keys)
         _pack_columns_transposed(at(v, batch, kv, 0), v.row, Tk, D, key_steps, values)
-        for head in range(kv * (H // K), (kv + 1) * (H // K)):
-            for first in range(0, Tq, SQUARE):
-                rows = min(SQUARE, Tq - first)
-                row0 = (batch * H + head) * Tq + first  # rows are numbered for dropout and in lse
-                _pack_rows_transposed(at(q, batch, head, first), q.row, rows, D, depth, queries)
-                for chunk in range(0, min(Tk, first + rows - 1 + offset), CHUNK):
-                    blocks = -(-min(CHUNK, Tk - chunk, first + rows - 1 + offset - chunk) // SQUARE)
-                    for block in range(blocks):
-                        j, target = chunk + block * SQUARE, shift(scores, block * BLOCK)
-                        _multiply(shift(keys, j // LINES * depth * TILE), depth * TILE, queries, depth * TILE, depth,
-                                  target, SQUARE, False)  # fmt: skip
-                        if first + offset < j + SQUARE or Tk < j + SQUARE:
-                            _hide(target, first + offset - j, Tk - j)
-                        if dropping:
-                            _keep(row0 * Tk + j, Tk, dropout, shift(keep, block * BLOCK))
-                    _new_maxima(scores, blocks, state, scale2, sums, depth * SQUARE, chunk == 0)
-                    _weigh(scores, blocks, scale2, keep, keep_row, state, weights, STEPS * TILE)
-                    for d in range(depth):
-                        _multiply(shift(values, (2 * d * key_steps + chunk // SQUARE) * TILE), key_steps * TILE,
-                                  weights, STEPS * TILE, blocks, shift(sums, d * BLOCK), SQUARE, chunk > 0)  # fmt: skip
-                _reciprocals(state, factors)
-                _write_transposed(sums, factors, at(out, batch, head, first), out.row, rows, D)
-                for i in range(rows):
-                    lse[row0 + i] = state[i] * scale + log(state[SQUARE + i])
+        for unit in range(part, H // K * units, parts):
+            head, first = kv * (H // K) + unit // units, unit % units * SQUARE
+            rows = min(SQUARE, Tq - first)
+            row0 = (batch * H + head) * Tq + first  # rows are numbered for dropout and in lse
+            _pack_rows_transposed(at(q, batch, head, first), q.row, rows, D, depth, queries)
+            for chunk in range(0, min(Tk, first + rows - 1 + offset), CHUNK):
+                blocks = -(-min(CHUNK, Tk - chunk, first + rows - 1 + offset - chunk) // SQUARE)
+                for block in range(blocks):
+                    j, target = chunk + block * SQUARE, shift(scores, block * BLOCK)
+                    _multiply(shift(keys, j // LINES * depth * TILE), depth * TILE, queries, depth * TILE, depth,
+                              target, SQUARE, False)  # fmt: skip
+                    if first + offset < j + SQUARE or Tk < j + SQUARE:
+                        _hide(target, first + offset - j, Tk - j)
+                    if dropping:
+                        _keep(row0 * Tk + j, Tk, dropout, shift(keep, block * BLOCK))
+                _new_maxima(scores, blocks, state, scale2, sums, depth * SQUARE, chunk == 0)
+                _weigh(scores, blocks, scale2, keep, keep_row, state, weights, STEPS * TILE)
+                for d in range(depth):
+                    _multiply(shift(values, (2 * d * key_steps + chunk // SQUARE) * TILE), key_steps * TILE,
+                              weights, STEPS * TILE, blocks, shift(sums, d * BLOCK), SQUARE, chunk > 0)  # fmt: skip
+            _reciprocals(state, factors)
+            _write_transposed(sums, factors, at(out, batch, head, first), out.row, rows, D)
+            for i in range(rows):
+                lse[row0 + i] = state[i] * scale + log(state[SQUARE + i])
     _release_tiles(keys)
 
 
 @kernel
 def _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
-    B, H, K, Tq, Tk, D = shape
+    B, H, K, Tq, Tk, D, parts = shape
     q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
     dout, dq, dk, dv = heads(places, 4, lse), heads(places, 5, lse), heads(places, 6, lse), heads(places, 7, lse)
     scale2, dropping = np.float32(scale * LOG2_E), dropout[2] > 0
     depth, key_steps = -(-D // SQUARE), -(-Tk // SQUARE)
     width = depth * SQUARE
+    span = CHUNK if parts == 1 else 2 * SQUARE  # queries in one unit of work
+    units = -(-Tq // span)
     keys = pointer(memory)
     values = shift(keys, 2 * key_steps * depth * TILE)
     keys_transposed = shift(values, 2 * key_steps * depth * TILE)
@@ -449,68 +451,68 @@ def _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker
     keep_row = SQUARE if dropping else 0
     _configure_tiles(keys)
     while True:
-        task = next_task(counters, worker, B * K)
+        task = next_task(counters, worker, B * K * parts)
         if task < 0:
             break
-        batch, kv = task // K, task % K
+        batch, kv, part = task // parts // K, task // parts % K, task % parts
         _pack_rows(at(k, batch, kv, 0), k.row, Tk, D, depth, keys)
         _pack_rows(at(v, batch, kv, 0), v.row, Tk, D, depth, values)
         _pack_columns_transposed(at(k, batch, kv, 0), k.row, Tk, D, key_steps, keys_transposed)
-        for head in range(kv * (H // K), (kv + 1) * (H // K)):
-            for first in range(0, Tq, CHUNK):
-                rows = min(CHUNK, Tq - first)
-                row0 = (batch * H + head) * Tq + first  # rows are numbered for dropout and in lse
-                q_start, dout_start = at(q, batch, head, first), at(dout, batch, head, first)
-                _pack_rows_transposed(q_start, q.row, rows, D, depth, queries_transposed)
-                _pack_columns(q_start, q.row, rows, D, STEPS, queries)
-                _pack_rows_transposed(dout_start, dout.row, rows, D, depth, douts_transposed)
-                _pack_columns(dout_start, dout.row, rows, D, STEPS, douts)
-                row_products(at(out, batch, head, first), out.row, dout_start, dout.row, rows, D, deltas)
-                query_blocks = -(-rows // SQUARE)
-                for i in range(query_blocks * SQUARE):
-                    log_sums[i] = lse[row0 + i] * np.float32(LOG2_E) if i < rows else 0
-                    deltas[i] = deltas[i] if i < rows else 0
-                for chunk in range(0, min(Tk, first + rows - 1 + offset), CHUNK):
-                    key_blocks = -(-min(CHUNK, Tk - chunk, first + rows - 1 + offset - chunk) // SQUARE)
-                    for block in range(key_blocks):
-                        j = chunk + block * SQUARE
-                        begin = max(0, j - offset + 1 - first) // SQUARE  # the first block of queries that sees keys
-                        panel = j // LINES * depth * TILE
-                        for i in range(begin, query_blocks):
-                            seen, panel_q = first + i * SQUARE + offset - j, 2 * i * depth * TILE
-                            _multiply(shift(keys, panel), depth * TILE, shift(queries_transposed, panel_q),
-                                      depth * TILE, depth, scores, SQUARE, False)  # fmt: skip
-                            if seen < SQUARE or Tk - j < SQUARE:
-                                _hide(scores, seen, Tk - j)
-                            _multiply(shift(values, panel), depth * TILE, shift(douts_transposed, panel_q),
-                                      depth * TILE, depth, dweights, SQUARE, False)  # fmt: skip
-                            if dropping:
-                                _keep((row0 + i * SQUARE) * Tk + j, Tk, dropout, keep)
-                            _weigh_gradients(
-                                scores, dweights, scale2, keep, keep_row, shift(log_sums, i * SQUARE),
-                                shift(deltas, i * SQUARE), shift(p_left, i * TILE), shift(ds_left, i * TILE),
-                                STEPS * TILE, shift(ds_right, (2 * i * STEPS + block) * TILE), STEPS * TILE,
-                            )  # fmt: skip
-                        # Have these keys been seen before, so that their gradients have begun?
-                        later = head > kv * (H // K) or (first > 0 and first - 1 + offset > j)
-                        for d in range(depth):
-                            part, target = (2 * d * STEPS + begin) * TILE, j * width + d * SQUARE
-                            _multiply(shift(p_left, begin * TILE), STEPS * TILE, shift(douts, part), STEPS * TILE,
-                                      query_blocks - begin, shift(dvalues, target), width, later)  # fmt: skip
-                            _multiply(shift(ds_left, begin * TILE), STEPS * TILE, shift(queries, part), STEPS * TILE,
-                                      query_blocks - begin, shift(dkeys, target), width, later)  # fmt: skip
-                    for i in range(query_blocks):
-                        seen = first + i * SQUARE + SQUARE - 1 + offset - chunk  # by the last query of the block
-                        blocks = max(0, min(key_blocks, -(-seen // SQUARE)))
-                        for d in range(depth):
-                            _multiply(shift(keys_transposed, (2 * d * key_steps + chunk // SQUARE) * TILE),
-                                      key_steps * TILE, shift(ds_right, 2 * i * STEPS * TILE), STEPS * TILE, blocks,
-                                      shift(dqueries, (i * depth + d) * BLOCK), SQUARE, chunk > 0)  # fmt: skip
+        for i in range(2 * key_steps * depth * BLOCK):
+            dkeys[i] = 0  # and dvalues
+        for unit in range(part, H // K * units, parts):
+            head, first = kv * (H // K) + unit // units, unit % units * span
+            rows = min(span, Tq - first)
+            row0 = (batch * H + head) * Tq + first  # rows are numbered for dropout and in lse
+            q_start, dout_start = at(q, batch, head, first), at(dout, batch, head, first)
+            _pack_rows_transposed(q_start, q.row, rows, D, depth, queries_transposed)
+            _pack_columns(q_start, q.row, rows, D, STEPS, queries)
+            _pack_rows_transposed(dout_start, dout.row, rows, D, depth, douts_transposed)
+            _pack_columns(dout_start, dout.row, rows, D, STEPS, douts)
+            row_products(at(out, batch, head, first), out.row, dout_start, dout.row, rows, D, deltas)
+            query_blocks = -(-rows // SQUARE)
+            for i in range(query_blocks * SQUARE):
+                log_sums[i] = lse[row0 + i] * np.float32(LOG2_E) if i < rows else 0
+                deltas[i] = deltas[i] if i < rows else 0
+            for chunk in range(0, min(Tk, first + rows - 1 + offset), CHUNK):
+                key_blocks = -(-min(CHUNK, Tk - chunk, first + rows - 1 + offset - chunk) // SQUARE)
+                for block in range(key_blocks):
+                    j = chunk + block * SQUARE
+                    begin = max(0, j - offset + 1 - first) // SQUARE  # the first block of queries that sees these keys
+                    panel = j // LINES * depth * TILE
+                    for i in range(begin, query_blocks):
+                        seen, panel_q = first + i * SQUARE + offset - j, 2 * i * depth * TILE
+                        _multiply(shift(keys, panel), depth * TILE, shift(queries_transposed, panel_q), depth * TILE,
+                                  depth, scores, SQUARE, False)  # fmt: skip
+                        if seen < SQUARE or Tk - j < SQUARE:
+                            _hide(scores, seen, Tk - j)
+                        _multiply(shift(values, panel), depth * TILE, shift(douts_transposed, panel_q), depth * TILE,
+                                  depth, dweights, SQUARE, False)  # fmt: skip
+                        if dropping:
+                            _keep((row0 + i * SQUARE) * Tk + j, Tk, dropout, keep)
+                        _weigh_gradients(
+                            scores, dweights, scale2, keep, keep_row, shift(log_sums, i * SQUARE),
+                            shift(deltas, i * SQUARE), shift(p_left, i * TILE), shift(ds_left, i * TILE),
+                            STEPS * TILE, shift(ds_right, (2 * i * STEPS + block) * TILE), STEPS * TILE,
+                        )  # fmt: skip
+                    for d in range(depth):
+                        part_q, target = (2 * d * STEPS + begin) * TILE, j * width + d * SQUARE
+                        _multiply(shift(p_left, begin * TILE), STEPS * TILE, shift(douts, part_q), STEPS * TILE,
+                                  query_blocks - begin, shift(dvalues, target), width, True)  # fmt: skip
+                        _multiply(shift(ds_left, begin * TILE), STEPS * TILE, shift(queries, part_q), STEPS * TILE,
+                                  query_blocks - begin, shift(dkeys, target), width, True)  # fmt: skip
                 for i in range(query_blocks):
-                    target = at(dq, batch, head, first + i * SQUARE)
-                    _write_transposed(shift(dqueries, i * depth * BLOCK), factors, target, dq.row, rows - i * SQUARE, D)
-        unpack(dkeys, width, at(dk, batch, kv, 0), dk.row, Tk, D, width, scale)
-        unpack(dvalues, width, at(dv, batch, kv, 0), dv.row, Tk, D, width, scale / scale)
+                    seen = first + i * SQUARE + SQUARE - 1 + offset - chunk  # by the last query of the block
+                    blocks = max(0, min(key_blocks, -(-seen // SQUARE)))
+                    for d in range(depth):
+                        _multiply(shift(keys_transposed, (2 * d * key_steps + chunk // SQUARE) * TILE),
+                                  key_steps * TILE, shift(ds_right, 2 * i * STEPS * TILE), STEPS * TILE, blocks,
+                                  shift(dqueries, (i * depth + d) * BLOCK), SQUARE, chunk > 0)  # fmt: skip
+            for i in range(query_blocks):
+                target = at(dq, batch, head, first + i * SQUARE)
+                _write_transposed(shift(dqueries, i * depth * BLOCK), factors, target, dq.row, rows - i * SQUARE, D)
+        unpack(dkeys, width, at(dk, part * B + batch, kv, 0), dk.row, Tk, D, width, scale)
+        unpack(dvalues, width, at(dv, part * B + batch, kv, 0), dv.row, Tk, D, width, scale / scale)
     _release_tiles(keys)
 
 

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 from .ir import INT, emitted, shift, stored_pointer
 from .jit import kernel
 
-__all__ = ["LOG2_E", "Heads", "at", "heads", "places", "round_up", "row_products", "unpack"]
+__all__ = ["LOG2_E", "Heads", "at", "heads", "pack", "places", "round_up", "row_products", "unpack"]
 
 LOG2_E = 1 / np.log(2)  # scores are exponents of 2 inside the kernels: exp(s) = 2^(LOG2_E·s)
 

@@ -15,7 +15,10 @@ nothing is packed, and memory sets the speed.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
+from llvmlite import ir as llvm
 from numba import types
 from numba.extending import intrinsic
 
@@ -31,7 +34,7 @@ __all__ = ["backward", "backward_size", "forward", "forward_few", "forward_size"
 ROWS = 8 if host().vector_bytes == 64 else 4  # of a register tile; its columns are two vectors
 UNROLL = 4
 QUERIES = 64  # in a block; a multiple of ROWS
-KEYS = 64  # in a block; a multiple of two vectors
+KEYS = 128  # in a block; a multiple of two vectors
 GROUP = 4  # queries that pass through softmax together; divides ROWS
 
 
@@ -97,7 +100,12 @@ def softmax_step(typingctx, scores, vectors, maximum, total, sums, width, first)
             order = [lane ^ half for lane in range(e.lanes)]
             m = [larger(x, e.shuffle(x, x, order)) for x in m]
             half //= 2
-        with builder.if_then(builder.not_(first)):
+        # A larger m is rare after the first few keys.
+        mask = llvm.IntType(e.lanes)
+        differences = (builder.fcmp_unordered("!=", x, y) for x, y in zip(before, m, strict=True))
+        changed = functools.reduce(builder.or_, differences)
+        changed = builder.icmp_unsigned("!=", builder.bitcast(changed, mask), mask(0))
+        with builder.if_then(builder.and_(changed, builder.not_(first))):
             shrink = [emit_exp2(builder, builder.fsub(before[row], m[row])) for row in group]
             for row in group:
                 e.store(builder.fmul(e.load(state(total, row)), shrink[row]), state(total, row))
@@ -229,13 +237,13 @@ def _weighted(p, rows, keys, seen, b, width, out, accumulate):
 
 
 @kernel
-def _weighted_transposed(p, rows, keys, seen, b, width, out, accumulate):
-    """out (keys, width) (+)= pᵀ (keys, rows) · b (rows, width), with p zero where nothing is seen."""
+def _weighted_transposed(p, rows, keys, seen, b, width, out):
+    """out (keys, width) += pᵀ (keys, rows) · b (rows, width), with p zero where nothing is seen."""
     for j in range(0, width, 2 * lanes(p)):
         for i in range(0, keys, ROWS):
             first = max(0, i + 1 - seen) // ROWS * ROWS  # earlier queries do not see these keys
             transposed_product(shift(p, first * KEYS + i), KEYS, shift(b, first * width + j), width,
-                               (rows - first) // UNROLL, shift(out, i * width + j), width, accumulate)
+                               (rows - first) // UNROLL, shift(out, i * width + j), width, True)
 
 
 @kernel
@@ -278,12 +286,12 @@ def _drop_both(p, ds, deltas, rows, seen, keys, position, row_length, dropout):
 
 @kernel
 def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
-    B, H, K, Tq, Tk, D = shape
+    B, H, K, Tq, Tk, D, parts = shape
     q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
     L = lanes(q.start)
     panel, log_2 = 2 * L, lse.dtype.type(1 / LOG2_E)
     one, zero, scale2 = scale / scale, scale - scale, lse.dtype.type(scale * LOG2_E)
-    width, padded = round_up(D, panel), round_up(Tk, panel)
+    width, padded, blocks = round_up(D, panel), round_up(Tk, panel), -(-Tq // QUERIES)
     transposed = pointer(memory)
     values = shift(transposed, padded * width)
     queries = shift(values, padded * width)
@@ -293,46 +301,46 @@ def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker,
     totals = shift(maxima, QUERIES * L)
     log_sums = shift(totals, QUERIES * L)
     while True:
-        task = next_task(counters, worker, B * K)
+        task = next_task(counters, worker, B * K * parts)
         if task < 0:
             break
-        batch, kv = task // K, task % K
+        batch, kv, part = task // parts // K, task // parts % K, task % parts
         _pack_transposed(at(k, batch, kv, 0), k.row, Tk, padded, D, width, one, values, 0, transposed)
         _pack_padded(at(v, batch, kv, 0), v.row, Tk, padded, D, width, one, values)
-        for head in range(kv * (H // K), (kv + 1) * (H // K)):
-            row0 = (batch * H + head) * Tq  # rows are numbered for dropout
-            for first in range(0, Tq, QUERIES):
-                rows = min(QUERIES, Tq - first)
-                padded_rows = round_up(rows, ROWS)
-                _pack_padded(at(q, batch, head, first), q.row, rows, padded_rows, D, width, scale2, queries)
-                for j in range(0, min(Tk, first + rows - 1 + offset), KEYS):
-                    seen = first + offset - j  # by the first query of the block
-                    keys = min(KEYS, Tk - j)
-                    _scores(queries, shift(transposed, j * width), padded_rows, keys, seen, width, scores)
-                    _hide_unseen(scores, padded_rows, seen, keys, panel)
-                    for i in range(0, padded_rows, GROUP):
-                        softmax_step(shift(scores, i * KEYS), round_up(_columns(i, seen, keys), panel) // L,
-                                     shift(maxima, i * L), shift(totals, i * L), shift(sums, i * width), width, j == 0)
-                    _drop(scores, rows, seen, keys, (row0 + first) * Tk + j, Tk, dropout)
-                    _weighted(scores, padded_rows, keys, seen, shift(values, j * width), width, sums, j > 0)
-                for i in range(rows):
-                    total = zero
-                    for lane in range(L):
-                        total += totals[i * L + lane]
-                    log_sums[i] = total
-                    unpack(shift(sums, i * width), width, at(out, batch, head, first + i), 0, 1, D, width, one / total)
-                for i in range(rows):
-                    lse[row0 + first + i] = maxima[i * L] * log_2 + log(log_sums[i])
+        for unit in range(part, H // K * blocks, parts):
+            head, first = kv * (H // K) + unit // blocks, unit % blocks * QUERIES
+            rows = min(QUERIES, Tq - first)
+            padded_rows = round_up(rows, ROWS)
+            row0 = (batch * H + head) * Tq + first  # rows are numbered for dropout and in lse
+            _pack_padded(at(q, batch, head, first), q.row, rows, padded_rows, D, width, scale2, queries)
+            for j in range(0, min(Tk, first + rows - 1 + offset), KEYS):
+                seen = first + offset - j  # by the first query of the block
+                keys = min(KEYS, Tk - j)
+                _scores(queries, shift(transposed, j * width), padded_rows, keys, seen, width, scores)
+                _hide_unseen(scores, padded_rows, seen, keys, panel)
+                for i in range(0, padded_rows, GROUP):
+                    softmax_step(shift(scores, i * KEYS), round_up(_columns(i, seen, keys), panel) // L,
+                                 shift(maxima, i * L), shift(totals, i * L), shift(sums, i * width), width, j == 0)
+                _drop(scores, rows, seen, keys, row0 * Tk + j, Tk, dropout)
+                _weighted(scores, padded_rows, keys, seen, shift(values, j * width), width, sums, j > 0)
+            for i in range(rows):
+                total = zero
+                for lane in range(L):
+                    total += totals[i * L + lane]
+                log_sums[i] = total
+                unpack(shift(sums, i * width), width, at(out, batch, head, first + i), 0, 1, D, width, one / total)
+            for i in range(rows):
+                lse[row0 + i] = maxima[i * L] * log_2 + log(log_sums[i])
 
 
 @kernel
 def _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
-    B, H, K, Tq, Tk, D = shape
+    B, H, K, Tq, Tk, D, parts = shape
     q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
     dout, dq, dk, dv = heads(places, 4, lse), heads(places, 5, lse), heads(places, 6, lse), heads(places, 7, lse)
     panel, log2_e = 2 * lanes(q.start), lse.dtype.type(LOG2_E)
     one, zero, scale2 = scale / scale, scale - scale, lse.dtype.type(scale * LOG2_E)
-    width, padded = round_up(D, panel), round_up(Tk, panel)
+    width, padded, blocks = round_up(D, panel), round_up(Tk, panel), -(-Tq // QUERIES)
     keys_transposed = pointer(memory)
     values_transposed = shift(keys_transposed, padded * width)
     keys_packed = shift(values_transposed, padded * width)
@@ -346,52 +354,52 @@ def _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker
     deltas = shift(ds, QUERIES * KEYS)
     log_sums = shift(deltas, QUERIES)
     while True:
-        task = next_task(counters, worker, B * K)
+        task = next_task(counters, worker, B * K * parts)
         if task < 0:
             break
-        batch, kv = task // K, task % K
+        batch, kv, part = task // parts // K, task // parts % K, task % parts
         start = at(v, batch, kv, 0)
         _pack_transposed(start, v.row, Tk, padded, D, width, one, keys_packed, 0, values_transposed)
         start = at(k, batch, kv, 0)
         _pack_transposed(start, k.row, Tk, padded, D, width, one, keys_packed, width, keys_transposed)
-        for head in range(kv * (H // K), (kv + 1) * (H // K)):
-            row0 = (batch * H + head) * Tq  # rows are numbered for dropout
-            for first in range(0, Tq, QUERIES):
-                rows = min(QUERIES, Tq - first)
-                padded_rows = round_up(rows, ROWS)
-                _pack_padded(at(q, batch, head, first), q.row, rows, padded_rows, D, width, scale2, queries)
-                dout_start = at(dout, batch, head, first)
-                _pack_padded(dout_start, dout.row, rows, padded_rows, D, width, one, douts)
-                row_products(at(out, batch, head, first), out.row, dout_start, dout.row, rows, D, deltas)
+        for i in range(2 * padded * width):
+            dkeys[i] = 0  # and dvalues
+        for unit in range(part, H // K * blocks, parts):
+            head, first = kv * (H // K) + unit // blocks, unit % blocks * QUERIES
+            rows = min(QUERIES, Tq - first)
+            padded_rows = round_up(rows, ROWS)
+            row0 = (batch * H + head) * Tq + first  # rows are numbered for dropout and in lse
+            dout_start = at(dout, batch, head, first)
+            _pack_padded(at(q, batch, head, first), q.row, rows, padded_rows, D, width, scale2, queries)
+            _pack_padded(dout_start, dout.row, rows, padded_rows, D, width, one, douts)
+            row_products(at(out, batch, head, first), out.row, dout_start, dout.row, rows, D, deltas)
+            for i in range(padded_rows):
+                log_sums[i] = lse[row0 + i] * log2_e if i < rows else zero
+                deltas[i] = deltas[i] if i < rows else zero
+            for j in range(0, min(Tk, first + rows - 1 + offset), KEYS):
+                seen = first + offset - j
+                keys = min(KEYS, Tk - j)
+                _scores(queries, shift(keys_transposed, j * width), padded_rows, keys, seen, width, p)
+                _hide_unseen(p, padded_rows, seen, keys, panel)
+                _scores(douts, shift(values_transposed, j * width), padded_rows, keys, seen, width, ds)
                 for i in range(padded_rows):
-                    log_sums[i] = lse[row0 + first + i] * log2_e if i < rows else zero
-                    deltas[i] = deltas[i] if i < rows else zero
-                for j in range(0, min(Tk, first + rows - 1 + offset), KEYS):
-                    seen = first + offset - j
-                    keys = min(KEYS, Tk - j)
-                    _scores(queries, shift(keys_transposed, j * width), padded_rows, keys, seen, width, p)
-                    _hide_unseen(p, padded_rows, seen, keys, panel)
-                    _scores(douts, shift(values_transposed, j * width), padded_rows, keys, seen, width, ds)
-                    for i in range(padded_rows):
-                        weights_and_gradients(shift(p, i * KEYS), shift(ds, i * KEYS),
-                                              round_up(_columns(i, seen, keys), panel) // (panel // 2),
-                                              shift(log_sums, i), shift(deltas, i))
-                    _drop_both(p, ds, deltas, rows, seen, keys, (row0 + first) * Tk + j, Tk, dropout)
-                    keys = round_up(keys, ROWS)
-                    # Have these keys been seen before, so that their gradients have begun?
-                    later = head > kv * (H // K) or (first > 0 and first - 1 + offset > j)
-                    _weighted_transposed(p, padded_rows, keys, seen, douts, width, shift(dvalues, j * width), later)
-                    _weighted_transposed(ds, padded_rows, keys, seen, queries, width, shift(dkeys, j * width), later)
-                    _weighted(ds, padded_rows, keys, seen, shift(keys_packed, j * width), width, dqueries, j > 0)
-                unpack(dqueries, width, at(dq, batch, head, first), dq.row, rows, D, width, scale)
-        unpack(dkeys, width, at(dk, batch, kv, 0), dk.row, Tk, D, width, one / log2_e)
-        unpack(dvalues, width, at(dv, batch, kv, 0), dv.row, Tk, D, width, one)
+                    weights_and_gradients(shift(p, i * KEYS), shift(ds, i * KEYS),
+                                          round_up(_columns(i, seen, keys), panel) // (panel // 2),
+                                          shift(log_sums, i), shift(deltas, i))
+                _drop_both(p, ds, deltas, rows, seen, keys, row0 * Tk + j, Tk, dropout)
+                keys = round_up(keys, ROWS)
+                _weighted_transposed(p, padded_rows, keys, seen, douts, width, shift(dvalues, j * width))
+                _weighted_transposed(ds, padded_rows, keys, seen, queries, width, shift(dkeys, j * width))
+                _weighted(ds, padded_rows, keys, seen, shift(keys_packed, j * width), width, dqueries, j > 0)
+            unpack(dqueries, width, at(dq, batch, head, first), dq.row, rows, D, width, scale)
+        unpack(dkeys, width, at(dk, part * B + batch, kv, 0), dk.row, Tk, D, width, one / log2_e)
+        unpack(dvalues, width, at(dv, part * B + batch, kv, 0), dv.row, Tk, D, width, one)
 
 
 @kernel
 def _few_queries(places, shape, lse, scale, offset, dropout, counters, worker, memory):
     """Forward without blocks, for a query or two (text is being generated): keys and values are read where they lie."""
-    B, H, K, Tq, Tk, D = shape
+    B, H, K, Tq, Tk, D, _ = shape
     q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
     width = round_up(D, lanes(q.start))
     while True:

@@ -34,7 +34,7 @@ def mlp(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """x (N, C), up (H, C), down (C', H), up_bias (H,), down_bias (C',) → (out (N, C'), u, h).
 
-    u and h, for the backward pass, are (N, H) of x's dtype, or bfloat16 as uint16. `tanh`: GPT-2's approximation of GELU.
+    u and h, for the backward pass, are (N, H) of x's dtype, or bfloat16 as uint16. `tanh`: GPT-2's form of GELU.
     """
     shape = (len(x), len(up))
     if narrow_products(x, up):
