@@ -37,7 +37,8 @@ from . import attention_bfloat16, attention_vectors
 from .arrays import flat, give_back, workspace
 from .attention_parts import places
 from .bfloat16 import amx_available, matmul_precision
-from .jit import kernel, num_threads
+from .ir import address_of, call_stored
+from .jit import kernel, num_threads, prange
 from .random import keep_threshold, keys
 from .tasks import queues
 
@@ -54,16 +55,36 @@ def _room(dtype: np.dtype) -> ModuleType:
     return attention_bfloat16 if rounded else attention_vectors
 
 
-@functools.cache
-def _compiled(function: Callable, dtype: np.dtype) -> Callable:
-    """One compilation per dtype serves operands of all strides: they come as a table of where they lie.
+def _on_all_threads(program, places, shape, lse, scale, offset, dropout, counters, memory):
+    for i in prange(len(memory)):
+        worker = np.int64(i)
+        call_stored(program, (places, shape, lse, scale, offset, dropout, counters, worker, memory[worker]))
 
-    As arrays of four axes each would take a dozen arguments, through every layer that a parallel loop is made of.
-    """
+
+def _signature(dtype: np.dtype, memory_axes: int, *worker: types.Type) -> types.Type:
     number, word, integers = numba.from_dtype(dtype), types.uint32, types.Array(types.int64, 1, "C")
-    signature = types.void(integers, types.UniTuple(types.int64, 7), types.Array(number, 1, "C"), number, types.intp,
-                           types.Tuple([word, word, word, number]), integers, types.Array(number, 2, "C"))
-    return kernel(signature=signature, parallel=True)(function)
+    return types.void(
+        integers, types.UniTuple(types.int64, 7), types.Array(number, 1, "C"), number, types.int64,
+        types.Tuple([word, word, word, number]), integers, *worker, types.Array(number, memory_axes, "C"),
+    )  # fmt: skip
+
+
+@functools.cache
+def _program(tasks: Callable, dtype: np.dtype) -> tuple[np.ndarray, Callable]:
+    """What one thread does, compiled: where its code begins, and what keeps it in memory."""
+    compiled = kernel(signature=_signature(dtype, 1, types.int64), forceinline=False)(tasks)
+    return address_of(compiled), compiled
+
+
+@functools.cache
+def _run(dtype: np.dtype) -> Callable:
+    """A parallel loop that is compiled once, and calls the program whose address it is given.
+
+    If the program stood in the loop, it would be optimised again in each layer that a parallel loop is made of. That
+    took twice as long as the program itself.
+    """
+    signature = types.void(types.Array(types.int64, 1, "C"), *_signature(dtype, 2).args)
+    return kernel(signature=signature, parallel=True)(_on_all_threads)
 
 
 @functools.cache
@@ -143,9 +164,9 @@ def attention(
     dropout = _dropout(q.dtype, dropout_p, seed)
     room = attention_vectors if q.shape[2] <= FEW else _room(q.dtype)
     memory = workspace(q.dtype, num_threads(), room.forward_size(shape, q.itemsize))
-    function = attention_vectors.forward_few if q.shape[2] <= FEW else room.forward
-    _compiled(function, q.dtype)(places(q, k, v, out), shape, lse.reshape(-1), number(scale), _offset(shape, causal),
-                                 dropout, queues(len(memory)), memory)
+    tasks = attention_vectors.forward_few if q.shape[2] <= FEW else room.forward
+    _run(q.dtype)(_program(tasks, q.dtype)[0], places(q, k, v, out), shape, lse.reshape(-1), number(scale),
+                  _offset(shape, causal), dropout, queues(len(memory)), memory)  # fmt: skip
     give_back(memory)
     return out, lse
 
@@ -172,8 +193,8 @@ def attention_backward(
     parts = shape[-1]
     sums = [(x, np.empty((parts, *x.shape), x.dtype)) for x in (dk, dv)] if parts > 1 else []
     dkv = [part.reshape(-1, *x.shape[1:]) for x, part in sums] or [dk, dv]
-    _compiled(room.backward, q.dtype)(places(q, k, v, out, dout, dq, *dkv), shape, flat(lse), number(scale),
-                                      _offset(shape, causal), dropout, queues(len(memory)), memory)
+    _run(q.dtype)(_program(room.backward, q.dtype)[0], places(q, k, v, out, dout, dq, *dkv), shape, flat(lse),
+                  number(scale), _offset(shape, causal), dropout, queues(len(memory)), memory)  # fmt: skip
     give_back(memory)
     for x, part in sums:
         np.add.reduce(part, axis=0, out=x)

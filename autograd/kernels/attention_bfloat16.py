@@ -48,7 +48,7 @@ from .bfloat16 import (
 )
 from .elementary import constant, emit_exp2, log, use_widest_vectors
 from .ir import INT, TileEmitter, emitted, pointer, shift
-from .jit import kernel, prange
+from .jit import kernel
 from .random import random_bits
 from .tasks import next_task
 
@@ -364,8 +364,7 @@ def backward_size(shape: tuple[int, ...], itemsize: int) -> int:
     return tiles * TILE + (2 * key_steps * depth + STEPS * depth + 3) * BLOCK + 2 * CHUNK + SQUARE
 
 
-@kernel
-def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
+def forward(places, shape, lse, scale, offset, dropout, counters, worker, memory):
     B, H, K, Tq, Tk, D, parts = shape
     q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
     scale2, dropping = np.float32(scale * LOG2_E), dropout[2] > 0
@@ -417,8 +416,7 @@ def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker,
     _release_tiles(keys)
 
 
-@kernel
-def _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
+def backward(places, shape, lse, scale, offset, dropout, counters, worker, memory):
     B, H, K, Tq, Tk, D, parts = shape
     q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
     dout, dq, dk, dv = heads(places, 4, lse), heads(places, 5, lse), heads(places, 6, lse), heads(places, 7, lse)
@@ -514,13 +512,3 @@ def _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker
         unpack(dkeys, width, at(dk, part * B + batch, kv, 0), dk.row, Tk, D, width, scale)
         unpack(dvalues, width, at(dv, part * B + batch, kv, 0), dv.row, Tk, D, width, scale / scale)
     _release_tiles(keys)
-
-
-def forward(places, shape, lse, scale, offset, dropout, counters, memory):
-    for worker in prange(len(memory)):
-        _forward_tasks(places, shape, lse, scale, offset, dropout, counters, np.int64(worker), memory[worker])
-
-
-def backward(places, shape, lse, scale, offset, dropout, counters, memory):
-    for worker in prange(len(memory)):
-        _backward_tasks(places, shape, lse, scale, offset, dropout, counters, np.int64(worker), memory[worker])

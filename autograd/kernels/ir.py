@@ -9,6 +9,7 @@ Such loops are *emitted*: a Python function runs once, at compile time, and writ
     emitted            makes a function that @kernel code can call from a Python function that emits its body
     pointer            where an array's numbers begin; pointers are indexed as arrays are, and `shift`ed
     stored_pointer     the same, for arrays that are known by their addresses only
+    call_stored        calls a kernel that is known by its address only
     lanes, move, …     the smallest emitted functions, used between the others
     host               how wide the vectors are and how many registers there are
 
@@ -24,6 +25,7 @@ import platform
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
@@ -31,8 +33,8 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 __all__ = [
-    "INT", "Emitter", "TileEmitter", "emitted", "fetch_add", "has", "host", "lanes", "move", "move_first", "mover",
-    "pointer", "shift", "stored_pointer", "transpose",
+    "INT", "Emitter", "TileEmitter", "address_of", "call_stored", "emitted", "fetch_add", "has", "host", "lanes",
+    "move", "move_first", "mover", "pointer", "shift", "stored_pointer", "transpose",
 ]  # fmt: skip
 
 INT = ir.IntType(64)
@@ -354,6 +356,28 @@ def stored_pointer(typingctx, addresses, i, like):
         return builder.load(builder.bitcast(place, kind.as_pointer()), typ=kind)
 
     return types.CPointer(like.dtype)(addresses, types.intp, like), codegen
+
+
+def address_of(compiled: Any) -> np.ndarray:
+    """Where the code of a kernel that has one signature begins, for `call_stored`. Valid while the kernel lives."""
+    (result,) = compiled.overloads.values()
+    return np.array([result.library.get_pointer_to_function(result.fndesc.llvm_func_name)])
+
+
+@intrinsic
+def call_stored(typingctx, address, arguments):
+    """Call the kernel (which returns nothing) at the stored address; the types of the tuple must be those it takes."""
+
+    def codegen(context, builder, signature, args):
+        kinds = list(signature.args[1])
+        function = context.call_conv.get_function_type(types.none, kinds).as_pointer()
+        place = context.make_array(signature.args[0])(context, builder, args[0]).data
+        callee = builder.load(builder.bitcast(place, function.as_pointer()), typ=function)
+        values = cgutils.unpack_tuple(builder, args[1], len(kinds))
+        context.call_conv.call_function(builder, callee, types.none, kinds, values)
+        return context.get_dummy_value()
+
+    return types.void(address, arguments), codegen
 
 
 @intrinsic
