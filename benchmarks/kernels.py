@@ -6,9 +6,9 @@
 
 Groups: `matmul` in float32 (peer: NumPy's OpenBLAS) and `bfloat16` (peer: PyTorch's oneDNN on bfloat16 tensors, which
 read and write half the bytes of our float32 arrays), each over the products of the models, forward and backward;
-`attention` and, in bfloat16, `attention16` (peer: scaled_dot_product_attention on tensors of the same precision; bfloat16 ones
-have half of our bytes), forward with backward; `rest` (peer: PyTorch). Each side runs in a
-process of its own, so that their thread pools do not meet. The line `A/A` is ours against ours: the noise.
+`attention` and, in bfloat16, `attention16` (peer: scaled_dot_product_attention, on bfloat16 tensors in the second),
+forward with backward; `rest` (peer: PyTorch). Each side runs in a process of its own, so that their thread pools do not
+meet. The line `A/A` is ours against ours: the noise.
 """
 
 from __future__ import annotations
