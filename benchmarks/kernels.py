@@ -6,8 +6,9 @@
 
 Groups: `matmul` in float32 (peer: NumPy's OpenBLAS) and `bfloat16` (peer: PyTorch's oneDNN on bfloat16 tensors, which
 read and write half the bytes of our float32 arrays), each over the products of the models, forward and backward;
-`attention` (peer: scaled_dot_product_attention), forward with backward; `rest` (peer: PyTorch). Each side runs in a
-process of its own, so that their thread pools do not meet. The line `A/A` is ours against ours: the noise.
+`attention` and, in bfloat16, `attention16` (peer: scaled_dot_product_attention, on bfloat16 tensors in the second),
+forward with backward; `rest` (peer: PyTorch). Each side runs in a process of its own, so that their thread pools do not
+meet. The line `A/A` is ours against ours: the noise.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ LAYERS = [
 ]
 ATTENTION = [(4, 6, T, D) for T in (64, 256, 1024) for D in (32, 64)]  # B, H, T, D
 REST = ["gelu", "gelu exact", "layer_norm", "softmax", "cross_entropy", "adamw"]
-GROUPS = ["matmul", "bfloat16", "attention", "rest"]
-PEERS = {"matmul": "numpy", "bfloat16": "torch", "attention": "torch", "rest": "torch"}
+GROUPS = ["matmul", "bfloat16", "attention", "attention16", "rest"]
+PEERS = {"matmul": "numpy", "bfloat16": "torch", "attention": "torch", "attention16": "torch", "rest": "torch"}
 
 Case = tuple[str, float, Callable[[], object]]  # name, FLOPs (0: not counted), what is timed
 
@@ -69,7 +70,7 @@ def measure(group: str, rounds: int, threads: int, peaks: dict[str, float]) -> d
     print(f"\n{group}: {rounds} rounds, {threads} threads; ratio: {PEERS[group]}'s time over ours\n"
           f"{'':<34}{'µs':>9}{'GFLOP/s':>9}{'of peak':>9}   ratio [interval]")  # fmt: skip
     figures = {}
-    peak = peaks.get("bfloat16" if group == "bfloat16" else "float32", math.nan)
+    peak = peaks.get("bfloat16" if group in ("bfloat16", "attention16") else "float32", math.nan)
     for name, (_, flops) in sides[0][0].items():
         ours, theirs, again = ([found[name][0] for found in side] for side in sides)
         seconds, ratio, noise = statistics.median(ours), compare(ours, theirs), compare(ours, again)
@@ -91,7 +92,8 @@ def worker(library: str, group: str) -> None:
         from autograd.kernels.memory import keep_freed_memory
 
         keep_freed_memory()
-    cases = {"matmul": products, "bfloat16": products, "attention": attentions, "rest": others}[group]
+    cases = {"matmul": products, "bfloat16": products, "attention": attentions, "attention16": attentions,
+             "rest": others}[group]
     times = {name: (_seconds(function), flops) for name, flops, function in cases(library, group)}
     print(json.dumps(times))
 
@@ -143,15 +145,18 @@ def attentions(library: str, group: str) -> Iterator[Case]:
     for B, H, T, D in ATTENTION:
         q, k, v, dout = (rng.standard_normal((B, H, T, D), np.float32) for _ in range(4))
         flops = 14.0 * B * H * D * T * (T + 1) / 2
-        yield f"forward + backward, T {T}, D {D}", flops, _attention(library, q, k, v, dout)
+        yield f"forward + backward, T {T}, D {D}", flops, _attention(library, group, q, k, v, dout)
 
 
-def _attention(library: str, q: np.ndarray, k: np.ndarray, v: np.ndarray, dout: np.ndarray) -> Callable[[], object]:
+def _attention(
+    library: str, group: str, q: np.ndarray, k: np.ndarray, v: np.ndarray, dout: np.ndarray
+) -> Callable[[], object]:
     if library == "torch":
         import torch
 
-        inputs = [torch.from_numpy(x).requires_grad_() for x in (q, k, v)]
-        upstream = torch.from_numpy(dout)
+        dtype = torch.bfloat16 if group == "attention16" else torch.float32
+        inputs = [torch.from_numpy(x).to(dtype).requires_grad_() for x in (q, k, v)]
+        upstream = torch.from_numpy(dout).to(dtype)
 
         def run() -> object:
             out = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True)
@@ -159,7 +164,9 @@ def _attention(library: str, q: np.ndarray, k: np.ndarray, v: np.ndarray, dout: 
 
         return run
     from autograd.kernels.attention import attention, attention_backward
+    from autograd.kernels.bfloat16 import matmul_precision
 
+    matmul_precision("bfloat16" if group == "attention16" else "float32")
     scale = 1 / math.sqrt(q.shape[3])
 
     def ours() -> object:

@@ -247,6 +247,9 @@ def test_same_bits_for_any_threads():
             out, lse = same_bits_for_any_threads(partial(attention, **options), q, k, v)
             same_bits_for_any_threads(partial(attention_backward, **options), dout, q, k, v, out, lse)
             same_bits_for_any_threads(partial(attention, scale=0.2, causal=True), q[:, :, -1:], k, v)
+            one_head = [x[:1, :1] for x in (dout, q, k, v, out, lse)]  # cut along its queries
+            same_bits_for_any_threads(partial(attention, **options), *one_head[1:4])
+            same_bits_for_any_threads(partial(attention_backward, **options), *one_head)
 
 
 SMALLER_PROCESSOR = """

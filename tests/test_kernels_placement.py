@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import autograd
+from autograd.kernels.bfloat16 import amx_available, matmul_precision
 from autograd.kernels.optimizer import AdamWSettings, adamw, sum_of_squares
 from autograd.proof import as_tensors, wanted
 from autograd.testing import samples_of
@@ -115,6 +116,24 @@ def test_the_sizes_of_small_models(name, size):
         out = op(*inputs, **params)
         dout = upstream(out)
         return [out.array, *(g.array for g in autograd.grad(out, wanted(inputs), autograd.Tensor(dout)))]
+
+    assert_same_bits_anywhere(run, [rng.normal(size=shape).astype(np.float32) for shape in shapes])
+
+
+@pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
+@pytest.mark.parametrize("name", ["linear", "causal_self_attention"])
+def test_products_in_bfloat16(name):
+    rng = np.random.default_rng(0)
+    shapes, params = {
+        "linear": ([(40, 43), (24, 43), (24,)], {}),
+        "causal_self_attention": ([(1, 40, 4 * 24)], {"n_head": 2, "n_kv_head": 1}),
+    }[name]
+
+    def run(*arrays):
+        inputs = as_tensors(autograd.registry[name], arrays)
+        with matmul_precision("bfloat16"):
+            out = autograd.registry[name](*inputs, **params)
+            return [out.array, *(g.array for g in autograd.grad(out, wanted(inputs), autograd.Tensor(upstream(out))))]
 
     assert_same_bits_anywhere(run, [rng.normal(size=shape).astype(np.float32) for shape in shapes])
 

@@ -153,9 +153,10 @@ def attention(
     dropout = _dropout(q.dtype, dropout_p, seed)
     room = attention_vectors if q.shape[2] <= FEW else _room(q.dtype)
     memory = workspace(q.dtype, num_threads(), room.forward_size(shape, q.itemsize))
-    function = attention_vectors.forward_few if q.shape[2] <= FEW else room.forward
-    _compiled(function, q.dtype)(places(q, k, v, out), shape, lse.reshape(-1), number(scale), _offset(shape, causal),
-                                 dropout, queues(len(memory)), memory)
+    tasks = attention_vectors.forward_few if q.shape[2] <= FEW else room.forward
+    attend = _compiled(tasks, q.dtype)
+    attend(places(q, k, v, out), shape, lse.reshape(-1), number(scale), _offset(shape, causal), dropout,
+           queues(len(memory)), memory)
     give_back(memory)
     return out, lse
 
@@ -182,8 +183,8 @@ def attention_backward(
     parts = shape[-1]
     sums = [(x, np.empty((parts, *x.shape), x.dtype)) for x in (dk, dv)] if parts > 1 else []
     dkv = [part.reshape(-1, *x.shape[1:]) for x, part in sums] or [dk, dv]
-    _compiled(room.backward, q.dtype)(places(q, k, v, out, dout, dq, *dkv), shape, flat(lse), number(scale),
-                                      _offset(shape, causal), dropout, queues(len(memory)), memory)
+    _compiled(room.backward, q.dtype)(places(q, k, v, out, dout, dq, *dkv), shape, flat(lse),
+                  number(scale), _offset(shape, causal), dropout, queues(len(memory)), memory)  # fmt: skip
     give_back(memory)
     for x, part in sums:
         np.add.reduce(part, axis=0, out=x)

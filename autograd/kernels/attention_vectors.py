@@ -35,6 +35,7 @@ ROWS = 8 if host().vector_bytes == 64 else 4  # of a register tile; its columns 
 UNROLL = 4
 QUERIES = 64  # in a block; a multiple of ROWS
 KEYS = 128  # in a block; a multiple of two vectors
+ROW = KEYS + 16  # of scores in memory: rows a power of two apart would share a few sets of the first-level cache
 GROUP = 4  # queries that pass through softmax together; divides ROWS
 
 
@@ -86,7 +87,7 @@ def softmax_step(typingctx, scores, vectors, maximum, total, sums, width, first)
     """
     def body(e, scores, vectors, maximum, total, sums, width, first):
         builder, group = e.builder, range(GROUP)
-        score = lambda row, i: e.at(e.at(scores, row * KEYS), i)
+        score = lambda row, i: e.at(e.at(scores, row * ROW), i)
         state = lambda base, row: e.at(base, row * e.lanes)
         larger = lambda x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y)
         next_vector = lambda i: builder.add(i, INT(e.lanes))
@@ -218,21 +219,21 @@ def _columns(i, seen, keys):
 
 @kernel
 def _scores(a, transposed, rows, keys, seen, width, out):
-    """out (rows, KEYS) = a (rows, width) · panels, but for tiles of which no number is seen."""
+    """out (rows, keys) = a (rows, width) · panels, but for tiles of which no number is seen."""
     panel = 2 * lanes(a)
     for j in range(0, keys, panel):
         for i in range(0, rows, ROWS):
             if _columns(i, seen, keys) > j:
                 product(shift(a, i * width), width, shift(transposed, j * width), panel, width // UNROLL,
-                        shift(out, i * KEYS + j), KEYS, False)
+                        shift(out, i * ROW + j), ROW, False)
 
 
 @kernel
 def _weighted(p, rows, keys, seen, b, width, out, accumulate):
-    """out (rows, width) (+)= p (rows, KEYS) · b (keys, width), with p zero where nothing is seen."""
+    """out (rows, width) (+)= p (rows, keys) · b (keys, width), with p zero where nothing is seen."""
     for j in range(0, width, 2 * lanes(p)):
         for i in range(0, rows, ROWS):
-            product(shift(p, i * KEYS), KEYS, shift(b, j), width, round_up(_columns(i, seen, keys), UNROLL) // UNROLL,
+            product(shift(p, i * ROW), ROW, shift(b, j), width, round_up(_columns(i, seen, keys), UNROLL) // UNROLL,
                     shift(out, i * width + j), width, accumulate)
 
 
@@ -242,7 +243,7 @@ def _weighted_transposed(p, rows, keys, seen, b, width, out):
     for j in range(0, width, 2 * lanes(p)):
         for i in range(0, keys, ROWS):
             first = max(0, i + 1 - seen) // ROWS * ROWS  # earlier queries do not see these keys
-            transposed_product(shift(p, first * KEYS + i), KEYS, shift(b, first * width + j), width,
+            transposed_product(shift(p, first * ROW + i), ROW, shift(b, first * width + j), width,
                                (rows - first) // UNROLL, shift(out, i * width + j), width, True)
 
 
@@ -251,7 +252,7 @@ def _hide_unseen(scores, rows, seen, keys, panel):
     for i in range(rows):
         visible, computed = max(0, min(seen + i, keys)), round_up(_columns(i, seen, keys), panel)
         if visible < computed:
-            hide(shift(scores, i * KEYS), visible, computed)
+            hide(shift(scores, i * ROW), visible, computed)
 
 
 @kernel
@@ -260,7 +261,7 @@ def _drop(p, rows, seen, keys, position, row_length, dropout):
     use_widest_vectors()
     key0, key1, threshold, keep_scale = dropout
     for i in range(rows if threshold else 0):
-        row, start = shift(p, i * KEYS), position + i * row_length
+        row, start = shift(p, i * ROW), position + i * row_length
         for j in range(min(seen + i, keys)):
             keep = keep_scale if random_bits(key0, key1, start + j) >= threshold else keep_scale - keep_scale
             row[j] *= keep
@@ -273,7 +274,7 @@ def _drop_both(p, ds, deltas, rows, seen, keys, position, row_length, dropout):
     key0, key1, threshold, keep_scale = dropout
     one = keep_scale / keep_scale
     for i in range(rows if threshold else 0):
-        p_row, ds_row, start = shift(p, i * KEYS), shift(ds, i * KEYS), position + i * row_length
+        p_row, ds_row, start = shift(p, i * ROW), shift(ds, i * ROW), position + i * row_length
         delta = deltas[i]
         for j in range(min(seen + i, keys)):
             keep = keep_scale if random_bits(key0, key1, start + j) >= threshold else keep_scale - keep_scale
@@ -297,7 +298,7 @@ def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker,
     queries = shift(values, padded * width)
     sums = shift(queries, QUERIES * width)
     scores = shift(sums, QUERIES * width)
-    maxima = shift(scores, QUERIES * KEYS)
+    maxima = shift(scores, QUERIES * ROW)
     totals = shift(maxima, QUERIES * L)
     log_sums = shift(totals, QUERIES * L)
     while True:
@@ -319,7 +320,7 @@ def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker,
                 _scores(queries, shift(transposed, j * width), padded_rows, keys, seen, width, scores)
                 _hide_unseen(scores, padded_rows, seen, keys, panel)
                 for i in range(0, padded_rows, GROUP):
-                    softmax_step(shift(scores, i * KEYS), round_up(_columns(i, seen, keys), panel) // L,
+                    softmax_step(shift(scores, i * ROW), round_up(_columns(i, seen, keys), panel) // L,
                                  shift(maxima, i * L), shift(totals, i * L), shift(sums, i * width), width, j == 0)
                 _drop(scores, rows, seen, keys, row0 * Tk + j, Tk, dropout)
                 _weighted(scores, padded_rows, keys, seen, shift(values, j * width), width, sums, j > 0)
@@ -350,8 +351,8 @@ def _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker
     douts = shift(queries, QUERIES * width)
     dqueries = shift(douts, QUERIES * width)
     p = shift(dqueries, QUERIES * width)
-    ds = shift(p, QUERIES * KEYS)
-    deltas = shift(ds, QUERIES * KEYS)
+    ds = shift(p, QUERIES * ROW)
+    deltas = shift(ds, QUERIES * ROW)
     log_sums = shift(deltas, QUERIES)
     while True:
         task = next_task(counters, worker, B * K * parts)
@@ -383,7 +384,7 @@ def _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker
                 _hide_unseen(p, padded_rows, seen, keys, panel)
                 _scores(douts, shift(values_transposed, j * width), padded_rows, keys, seen, width, ds)
                 for i in range(padded_rows):
-                    weights_and_gradients(shift(p, i * KEYS), shift(ds, i * KEYS),
+                    weights_and_gradients(shift(p, i * ROW), shift(ds, i * ROW),
                                           round_up(_columns(i, seen, keys), panel) // (panel // 2),
                                           shift(log_sums, i), shift(deltas, i))
                 _drop_both(p, ds, deltas, rows, seen, keys, row0 * Tk + j, Tk, dropout)
@@ -429,7 +430,7 @@ def _size(shape: tuple[int, ...], itemsize: int, of_keys: int, of_queries: int, 
     """The size of a workspace with so many blocks of all keys, of some queries, and of scores."""
     panel = 2 * host().vector_bytes // itemsize
     width, keys = -(-shape[5] // panel) * panel, -(-shape[4] // panel) * panel
-    return of_keys * keys * width + QUERIES * (of_queries * width + of_scores * KEYS + panel + 2)
+    return of_keys * keys * width + QUERIES * (of_queries * width + of_scores * ROW + panel + 2)
 
 
 def forward_size(shape: tuple[int, ...], itemsize: int) -> int:

@@ -9,6 +9,7 @@ Such loops are *emitted*: a Python function runs once, at compile time, and writ
     emitted            makes a function that @kernel code can call from a Python function that emits its body
     pointer            where an array's numbers begin; pointers are indexed as arrays are, and `shift`ed
     stored_pointer     the same, for arrays that are known by their addresses only
+    call               calls a function that is known by its address only
     lanes, move, …     the smallest emitted functions, used between the others
     host               how wide the vectors are and how many registers there are
 
@@ -31,23 +32,8 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 __all__ = [
-    "INT",
-    "Emitter",
-    "TileEmitter",
-    "call",
-    "emitted",
-    "fetch_add",
-    "fetch_soon",
-    "has",
-    "host",
-    "lanes",
-    "move",
-    "move_first",
-    "mover",
-    "pointer",
-    "shift",
-    "stored_pointer",
-    "transpose",
+    "INT", "Emitter", "TileEmitter", "call", "emitted", "fetch_add", "fetch_soon", "has", "host", "lanes", "move",
+    "move_first", "mover", "pointer", "shift", "stored_pointer", "transpose",
 ]  # fmt: skip
 
 INT = ir.IntType(64)
