@@ -43,7 +43,7 @@ from .tasks import declare, queues, run, save
 
 __all__ = ["attention", "attention_backward"]
 
-TASKS = 4  # at least, if there are queries enough
+TASKS = 2  # at least, if there are queries enough; each part packs all keys
 ROWS_OF_PART = 64  # queries that a part has at least
 FEW = 2  # queries: for so few, packing the keys does not pay
 
