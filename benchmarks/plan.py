@@ -58,8 +58,8 @@ def compare(case: str, seconds: float) -> None:
         lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     rates = [line["tokens_per_second"] for line in lines if line["split"] == "train"][1:]  # kernels are loaded at first
     mean = sum(planned["tokens_per_step"] / rate for rate in rates) / len(rates)
-    megabytes = json.loads(output.splitlines()[-1])["megabytes"]
-    pairs = [(1e3 * planned["step_seconds"], 1e3 * mean), (planned["seconds"], taken), (planned["megabytes"], megabytes)]
+    memory = planned["megabytes"], json.loads(output.splitlines()[-1])["megabytes"]
+    pairs = [(1e3 * planned["step_seconds"], 1e3 * mean), (planned["seconds"], taken), memory]
     cells = "".join(f"{said:>10.1f}{was:>9.1f}{said / was:>7.2f}" for said, was in pairs)
     print(f"{case:<22}{cells}", flush=True)
 
