@@ -23,6 +23,8 @@ CASES = {
     "default-bfloat16": ["--train.precision", "bfloat16"],
     "shakespeare": ["--config", "configs/shakespeare_cpu.toml"],
     "shakespeare-bfloat16": ["--config", "configs/shakespeare_cpu.toml", "--train.precision", "bfloat16"],
+    "llama": ["--config", "configs/shakespeare_cpu_llama.toml"],
+    "llama-bfloat16": ["--config", "configs/shakespeare_cpu_llama.toml", "--train.precision", "bfloat16"],
     "wide": ["--model.n_embd", "384", "--model.n_layer", "6", "--model.n_head", "6"],
     "wide-bfloat16": ["--model.n_embd", "384", "--model.n_layer", "6", "--model.n_head", "6",
                       "--train.precision", "bfloat16"],
@@ -36,8 +38,7 @@ def main() -> int:
     parser.add_argument("cases", nargs="*", default=list(CASES), help=f"of {', '.join(CASES)}")
     parser.add_argument("--seconds", type=float, default=40, help="that each run should take")
     options = parser.parse_args()
-    columns = f"{'ms a step':>10}{'taken':>9}{'ratio':>7}{'run, s':>9}{'taken':>9}{'ratio':>7}{'MB':>7}{'taken':>7}"
-    print(f"{'':<22}{columns}")
+    print(f"{'':<22}" + "".join(f"{name:>10}{'taken':>9}{'ratio':>7}" for name in ("ms a step", "run, s", "MB")))
     for case in options.cases:
         compare(case, options.seconds)
     return 0
@@ -57,10 +58,10 @@ def compare(case: str, seconds: float) -> None:
         lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     rates = [line["tokens_per_second"] for line in lines if line["split"] == "train"][1:]  # kernels are loaded at first
     mean = sum(planned["tokens_per_step"] / rate for rate in rates) / len(rates)
-    megabytes = json.loads(output.splitlines()[-1])["megabytes"]
-    print(f"{case:<22}{planned['step_seconds'] * 1e3:>10.1f}{mean * 1e3:>9.1f}{planned['step_seconds'] / mean:>7.2f}"
-          f"{planned['seconds']:>9.1f}{taken:>9.1f}{planned['seconds'] / taken:>7.2f}"
-          f"{planned['megabytes']:>7.0f}{megabytes:>7.0f}", flush=True)  # fmt: skip
+    memory = planned["megabytes"], json.loads(output.splitlines()[-1])["megabytes"]
+    pairs = [(1e3 * planned["step_seconds"], 1e3 * mean), (planned["seconds"], taken), memory]
+    cells = "".join(f"{said:>10.1f}{was:>9.1f}{said / was:>7.2f}" for said, was in pairs)
+    print(f"{case:<22}{cells}", flush=True)
 
 
 _TRAIN = """
@@ -91,7 +92,7 @@ def worker(seconds: float, flags: list[str]) -> None:
     print(json.dumps({
         "steps": steps, "interval": interval, "step_seconds": plan.step_seconds, "seconds": plan.seconds,
         "tokens_per_step": plan.tokens_per_step, "utilisation": plan.utilisation,
-        "megabytes": (plan.program + plan.memory.peak) / 2**20,
+        "megabytes": (plan.program + plan.needed) / 2**20,
     }))  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from training.report.charts import Steps, limits, loss_chart, ratio_map, short_n
 from training.report.comparison import comparison_page, run_names
 from training.report.facts import attention_facts, decode_maps
 from training.report.page import duration, run_page, short_number, write_report
-from training.report.record import read_record
+from training.report.record import Log, read_record
 from training.report.thinning import smooth, thin, thin_list
 from training.run import Run, token_lengths
 from training.screen import Screen
@@ -183,6 +183,26 @@ def test_whatever_a_run_holds_there_is_a_page(tmp_path, logs):
     assert (tmp_path / "run/loss.png").read_bytes().startswith(b"\x89PNG")
     if not logs:
         assert "Nothing has been logged yet." in page.text and "None were taken yet." in page.text
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(0, 400), st.sampled_from([*train_lines(5), *VAL, *LAYERS])), max_size=12))
+def test_a_log_read_piece_by_piece_is_the_log(tmp_path_factory, changes):
+    """The file is cut off somewhere near its end, and something is appended, again and again."""
+    path = tmp_path_factory.mktemp("log") / "metrics.jsonl"
+    followed, text = Log(path), b""
+    for cut, entry in changes:
+        split = "layers" if "layers" in entry else "train" if "lr" in entry else "val"
+        text = text[: max(0, len(text) - cut)] + json.dumps({"split": split, "skipped": str(cut), **entry}).encode()
+        text += b"\n" * (cut % 3 > 0)
+        path.write_bytes(text)
+        followed.read()
+        anew = Log(path)
+        anew.read()
+        for of in (lambda log: log.columns("train"), lambda log: log.columns("val"), Log.ratios):
+            assert of(followed).keys() == of(anew).keys()
+            assert all(np.array_equal(of(followed)[key], of(anew)[key], equal_nan=True) for key in of(anew))
+        assert followed.left_out == anew.left_out
 
 
 def test_bad_steps_are_named(tmp_path):

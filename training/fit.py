@@ -46,6 +46,7 @@ from training.plan import (
     measure,
     on_this_machine,
     progress,
+    report_memory,
     size,
     spoken_step,
 )
@@ -158,7 +159,8 @@ def _at(table: dict[int, Any], x: float) -> Any:
 def bytes_needed(proposal: Settings, text: Text) -> int:
     """Bytes of memory."""
     train = proposal.train
-    return memory(proposal.gpt_config(text.vocab_size), train.batch_size, train.accumulation).peak
+    training = memory(proposal.gpt_config(text.vocab_size), train.batch_size, train.accumulation)
+    return training.peak + report_memory(proposal, text, training)
 
 
 def filled(proposal: Settings, text: Text, budget_seconds: float, free: int) -> Plan:
@@ -228,7 +230,7 @@ def reasons(best: Plan, plans: list[Plan]) -> list[str]:
         "(arXiv:2203.15556 and 2404.10102; what repeated text is worth: 2305.16264; all rules: training/fit.py).",
         "",
         f"{train.steps:,} steps of {spoken_step(best.step_seconds)} with {best.tokens_per_step:,} tokens, "
-        f"{best.evaluations[0]} evaluations and samples; {size(best.memory.peak)} of memory.",
+        f"{best.evaluations[0]} evaluations and samples; {size(best.needed)} of memory.",
     ]
     if best.epochs > 4:
         lines.append(f"The text is read {best.epochs:.0f} times: more text would help most.")

@@ -78,14 +78,19 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The entries of a file of JSON lines; broken lines are left out, a missing file is empty."""
     if not path.exists():
         return
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, "rb") as file:
         for line in file:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            if entry := read_line(line):
                 yield entry
+
+
+def read_line(line: bytes) -> dict[str, Any] | None:
+    """The entry on a line of JSON; None where it holds something else."""
+    try:
+        entry = json.loads(line.decode("utf-8", "replace"))
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
 
 
 def rewind(path: Path, step: int) -> None:

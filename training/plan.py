@@ -35,6 +35,7 @@ from training.duration import spoken
 from training.errors import checked
 from training.loop import EVALUATION_BATCH_TOKENS, evaluate, make_optimizer, threads, update
 from training.machine import available_memory, peak_flops, read_bandwidth, resident_memory
+from training.report.baselines import BYTES_PER_TRAINING_BYTE, MOST_TRAINING_BYTES
 from training.settings import Settings, TokenizerSettings
 
 TOKENS_PER_PARAMETER = 20
@@ -44,6 +45,7 @@ LONGEST_BATCH_SECONDS = 5.0  # forward and backward, that a plan waits for
 SLOW_BATCH_SECONDS = 1.0  # from which on as little as possible is repeated
 USUAL_UTILISATION = 0.35  # of the peak; a guess, only to see whether a step would take too long
 START_SECONDS = 3.0  # to import the libraries, load the kernels, and draw the report at the end
+REPORT_BYTES = 45 << 20  # the libraries that draw the report, and a page while it is made
 SPARE = 0.9  # the share of available memory that a measurement may take
 
 
@@ -99,9 +101,19 @@ class Plan:
     peak: float
 
     @property
+    def report(self) -> int:
+        """Bytes that the report takes beside what training leaves free between two steps."""
+        return report_memory(self.settings, self.text, self.memory)
+
+    @property
+    def needed(self) -> int:
+        """The most bytes of memory that are taken at once, besides the program."""
+        return self.memory.peak + self.report
+
+    @property
     def fits(self) -> bool:
         """Whether there is memory for it."""
-        return self.memory.peak <= self.free
+        return self.needed <= self.free
 
     @property
     def tokens_per_step(self) -> int:
@@ -150,6 +162,12 @@ class Plan:
         """The whole run, from the command to the report."""
         steps = self.settings.train.steps * self.step_seconds
         return START_SECONDS + self.text.preparation_seconds + steps + self.evaluations[1] + self.samples[1]
+
+
+def report_memory(settings: Settings, text: Text, training: Memory) -> int:
+    """Bytes for libraries and pages, and for counting n-grams as far as activations, gone by then, leave no room."""
+    train_bytes = min(MOST_TRAINING_BYTES, int(text.total_bytes * (1 - settings.data.val_fraction)))
+    return REPORT_BYTES + max(0, BYTES_PER_TRAINING_BYTE * train_bytes - training.activations)
 
 
 def times_due(steps: int, interval: int) -> int:
@@ -393,7 +411,8 @@ def table(plan: Plan) -> Table:
     shape = f"{train.batch_size} sequence{'s' * (train.batch_size > 1)} of {config.block_size} tokens"
     rows.add_row("  activations", size(need.activations), shape)
     verdict = "fits" if plan.fits else "DOES NOT FIT"
-    rows.add_row("  at most", size(need.peak), f"at once, of {size(plan.free)} available: {verdict}")
+    rows.add_row("  report page", size(plan.report), "the libraries that draw it, the baselines it shows")
+    rows.add_row("  at most", size(plan.needed), f"at once, of {size(plan.free)} available: {verdict}")
     rows.add_row("  this program", size(plan.program), "besides")
 
     part("speed")
@@ -432,7 +451,7 @@ def remarks(plan: Plan) -> Iterator[str]:
     yield ""
     if not plan.fits:
         yield (
-            f"It does not fit: {size(plan.memory.peak)} are needed at once, {size(plan.free)} are available. Lower "
+            f"It does not fit: {size(plan.needed)} are needed at once, {size(plan.free)} are available. Lower "
             f"--train.batch_size (and raise --train.accumulation as much), --model.block_size, or the model."
         )
     if plan.text.train_tokens <= plan.config.block_size or plan.text.val_tokens < 2:

@@ -24,6 +24,7 @@ from data import validation_batches
 from tokenizer import Tokenizer
 
 MOST_TRAINING_BYTES = 8 << 20  # the n-grams learn from the last of the training text
+BYTES_PER_TRAINING_BYTE = 20  # of memory, at the worst moment
 MOST_VALIDATION_BYTES = 1 << 20
 ORDERS = (0, 3)
 
@@ -65,8 +66,12 @@ def _text(tokenizer: Tokenizer, lengths: np.ndarray, ids: np.ndarray) -> np.ndar
 
 
 def xz_bits(data: bytes) -> float:
-    """Bits that `xz -9` needs for each byte of `data`; 8 where there are none."""
-    return 8 * len(lzma.compress(data, preset=9)) / len(data) if data else 8.0
+    """Bits that `xz -9` needs for each byte of `data`; 8 where there are none.
+
+    Its dictionary of 64 MiB is made no larger than the data, which can't use more: the same bytes for less memory.
+    """
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": max(4096, len(data))}]
+    return 8 * len(lzma.compress(data, filters=filters)) / len(data) if data else 8.0
 
 
 def ngram_bits(train: np.ndarray, test: np.ndarray, order: int) -> float:
@@ -76,7 +81,10 @@ def ngram_bits(train: np.ndarray, test: np.ndarray, order: int) -> float:
     """
     p = np.full(len(test), 1 / 256)
     for length in range(min(order, len(train) - 1, len(test) - 1) + 1):  # of the context, in bytes
-        grams, n_gram = np.unique(_grams(train, length), return_counts=True)
+        seen = _grams(train, length)
+        seen.sort()  # in place: this is what takes memory
+        starts = np.flatnonzero(np.append(True, seen[1:] != seen[:-1]))
+        grams, n_gram = seen[starts], np.diff(starts, append=len(seen))
         contexts, first = np.unique(grams >> 8, return_index=True)  # both sorted
         n_context, kinds = np.add.reduceat(n_gram, first), np.diff(first, append=len(grams))
         asked = _grams(test, length)
@@ -91,7 +99,8 @@ def _grams(text: np.ndarray, length: int) -> np.ndarray:
     """Every byte of `text` (N,) that has `length` ≤ 3 before it, together with these as one number: (N − length,)."""
     codes = np.zeros(len(text) - length, np.uint32)
     for offset in range(length + 1):
-        codes = codes << 8 | text[offset : offset + len(codes)]
+        codes <<= 8
+        codes |= text[offset : offset + len(codes)]
     return codes
 
 

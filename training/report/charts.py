@@ -113,6 +113,12 @@ def hover(chart: figure, renderer: Any, rows: Sequence[tuple[str, str]], **optio
     )
 
 
+def single_dot(chart: figure, source: ColumnDataSource, y: str) -> None:
+    """A line of one point shows nothing: after the first step, draw a dot."""
+    if len(source.data["x"]) == 1:
+        themed(chart.scatter("x", y, source=source, size=6, line_alpha=0).glyph, fill_color="train")
+
+
 def limits(*series: np.ndarray | Sequence[float], margin: float = 0.06) -> tuple[float, float]:
     """The range of a vertical axis that holds the finite values of several series, with a margin."""
     values = np.concatenate([np.asarray(values, float).reshape(-1) for values in series])
@@ -194,6 +200,7 @@ def loss_chart(record: Record, steps: Steps) -> figure:
         line = chart.line("x", "smooth", source=source, line_width=2, legend_label="training")
         for renderer in (faint, line):
             themed(renderer.glyph, line_color="train")
+        single_dot(chart, source, "smooth")
         rows = [("step", "@x{0,0}"), ("training", "@smooth{0.0000}"), ("this step", "@loss{0.0000}")]
         if len(val):
             rows += [("validation", "@val{0.0000}"), ("bits per byte", "@bits{0.0000}")]
@@ -220,8 +227,10 @@ def rate_chart(record: Record, steps: Steps) -> figure:
     x, rate = record.train["step"], record.train["lr"]
     kept = thin(rate)
     chart = base_chart(steps, "learning rate", y_range=limits([0.0], rate))
-    line = chart.line("x", "rate", source=ColumnDataSource({"x": x[kept], "rate": rate[kept]}), line_width=2)
+    source = ColumnDataSource({"x": x[kept], "rate": rate[kept]})
+    line = chart.line("x", "rate", source=source, line_width=2)
     themed(line.glyph, line_color="train")
+    single_dot(chart, source, "rate")
     chart.yaxis.formatter = CustomJSTickFormatter(code="return tick ? tick.toExponential(1) : '0'")
     rows = [("step", "@x{0,0}"), ("rate", "@rate{%.3e}")]
     hover(chart, line, rows, formatters={"@rate": "printf"})
@@ -240,6 +249,7 @@ def gradient_chart(record: Record, steps: Steps) -> figure:
     themed(chart.line("x", "norm", source=source, line_alpha=0.35).glyph, line_color="train")
     line = chart.line("x", "smooth", source=source, line_width=2)
     themed(line.glyph, line_color="train")
+    single_dot(chart, source, "smooth")
     if clip:
         marked_level(chart, clip, f"clipped to {clip:g}")
     hover(chart, line, [("step", "@x{0,0}"), ("norm", "@norm{0.0000}"), ("smoothed", "@smooth{0.0000}")])
@@ -257,6 +267,7 @@ def throughput_chart(record: Record, steps: Steps) -> figure:
     themed(chart.line("x", "rate", source=source, line_alpha=0.35).glyph, line_color="train")
     line = chart.line("x", "smooth", source=source, line_width=2)
     themed(line.glyph, line_color="train")
+    single_dot(chart, source, "smooth")
     chart.yaxis.formatter = NumeralTickFormatter(format=SHORT)
     rows = [("step", "@x{0,0}"), ("tokens/s", "@rate{0,0}"), ("smoothed", "@smooth{0,0}")]
     if math.isfinite(factor):

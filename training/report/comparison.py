@@ -135,7 +135,8 @@ def run_lines(
     """A line for each run, their names under the chart, and at the pointer the last value of each before it."""
     for i, (name, _) in enumerate(runs):
         style = {"source": ColumnDataSource({"x": xs[i], "y": ys[i]}), "color": Category10_10[i % 10]}
-        style |= {"legend_label": name}
+        if np.isfinite(ys[i]).any():  # no name for a line that is not there
+            style |= {"legend_label": name}
         chart.line("x", "y", line_width=2, line_dash=DASHES[i // 10 % len(DASHES)], **style)
         if dots:
             chart.scatter("x", "y", size=5, **style)

@@ -20,7 +20,7 @@ from tokenizer import Tokenizer
 from training.machine import peak_flops
 from training.report.baselines import measure_baselines
 from training.report.facts import attention_facts
-from training.report.record import read_facts, read_record
+from training.report.record import Log, read_facts, read_record
 from training.settings import Settings
 
 SHARE_OF_TIME = 0.01
@@ -39,6 +39,7 @@ class Report:
         self._text = lengths, train_ids, val_ids
         self._facts = read_facts(folder) if resumed else {}
         self._facts |= {"model": model.config.to_dict(), "summary": summary}
+        self._log = Log(folder / "metrics.jsonl")
         self._news = self._failed = False
         self._drawn_at = time.monotonic()
         self._allowed_at = 0.0
@@ -75,7 +76,7 @@ class Report:
         self._measure()
         began = time.monotonic()
         write_whole(self.folder / "report.json", json.dumps(self._facts))
-        page = write_report(read_record(self.folder), live)
+        page = write_report(read_record(self.folder, self._log), live)
         self._news = self._failed = False
         self._drawn_at = time.monotonic()
         self._allowed_at = self._drawn_at + (self._drawn_at - began) / SHARE_OF_TIME

@@ -39,7 +39,9 @@ def run_page(record: Record, live: bool = False) -> str:
     """The page of a run as HTML; `live`: see `write_report`."""
     charts = run_charts(record)
     done, steps = record.steps_done, record.settings.train.steps
-    state = f"done, {done:,} steps" if done >= steps else f"{'training, ' if live else ''}step {done:,} of {steps:,}"
+    state = f"{'training, ' if live else ''}step {done:,} of {steps:,}"
+    if done >= steps:
+        state = f"done, {done:,} step{'s' * (done != 1)}"
     body = [
         heading(record.name, state),
         tiles(key_figures(record)),

@@ -8,7 +8,7 @@ Nothing here trusts a file: a value that is no number is read as NaN, a missing 
 
 import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from array import array
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 
 from data.files import read_json
 from training.errors import UserError
-from training.metrics import read_lines
+from training.metrics import read_line, read_lines
 from training.settings import Settings, parse_settings
 
 TRAIN = ("step", "loss", "lr", "grad_norm", "tokens_per_second")
@@ -101,26 +101,82 @@ class Record:
         }
 
 
-def read_record(folder: Path) -> Record:
-    """Read a run folder. Raises UserError, in one line, where it holds no run or one with settings of no sense."""
+class Log:
+    """A metrics.jsonl as columns of numbers; each `read` takes in what was written since the last."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._forget()
+
+    def _forget(self) -> None:
+        self._end, self._last = 0, b""  # where the lines end that were read, and the last of them
+        self._columns = {"train": {name: array("d") for name in TRAIN}, "val": {name: array("d") for name in VAL}}
+        self._layers: dict[tuple[str, ...], tuple[array[float], array[float]]] = {}  # steps, ratios; by names on a line
+        self.left_out: list[tuple[int, str]] = []
+
+    def read(self) -> None:
+        """Read on, or everything anew where the run went back and what was read is no longer there."""
+        if not self._path.exists():
+            self._forget()
+            return
+        with open(self._path, "rb") as file:
+            file.seek(self._end - len(self._last))
+            if file.read(len(self._last)) != self._last:
+                self._forget()
+                file.seek(0)
+            for line in file:
+                if not line.endswith(b"\n"):  # still being written, or cut off by a crash
+                    break
+                self._end, self._last = self._end + len(line), line
+                if (entry := read_line(line)) and abs(entry["step"]) < LARGEST_STEP:
+                    self._add(entry)
+
+    def _add(self, entry: dict[str, Any]) -> None:
+        split, layers = entry.get("split"), entry.get("layers")
+        if split in ("train", "val"):
+            for name, column in self._columns[split].items():
+                column.append(_number(entry.get(name)))
+            if split == "train" and "skipped" in entry:
+                self.left_out.append((entry["step"], str(entry["skipped"])))
+        elif split == "layers" and isinstance(layers, dict) and layers:
+            with contextlib.suppress(ValueError, TypeError, OverflowError):  # lines of another form are left out
+                values = np.array(list(layers.values()), np.float64).reshape(len(layers), 2)
+                steps, ratios = self._layers.setdefault(tuple(layers), (array("d"), array("d")))
+                steps.append(entry["step"])
+                ratios.frombytes(values.tobytes())
+
+    def columns(self, split: str) -> Columns:
+        """The numbers on the lines of "train" or "val"."""
+        return {name: np.array(column) for name, column in self._columns[split].items()}
+
+    def ratios(self) -> dict[str, np.ndarray]:
+        """Step, |g|/|w| and |Δw|/|w| by layer, (N, 3), from lines that need not name the same layers."""
+        rows: dict[str, list[np.ndarray]] = {}
+        for names, (steps, ratios) in self._layers.items():
+            values = np.array(ratios).reshape(len(steps), len(names), 2)
+            for i, name in enumerate(names):
+                rows.setdefault(name, []).append(np.column_stack([steps, values[:, i]]))
+        return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+
+def read_record(folder: Path, log: Log | None = None) -> Record:
+    """Read a run folder, the metrics on from where `log` has come to if it was read before.
+
+    Raises UserError, in one line, where it holds no run or one with settings of no sense.
+    """
     if not folder.is_dir():
         raise UserError(f"there is no run folder {folder}; give folders that train.py has written, as runs/default")
     config = folder / "config.toml"
     if not config.is_file():
         raise UserError(f"{folder} holds no run (no config.toml); give folders that train.py has written")
-    train: list[dict] = []
-    val: list[dict] = []
-    layers: list[dict] = []
-    kinds = {"train": train, "val": val, "layers": layers}
-    for entry in read_lines(folder / "metrics.jsonl"):
-        if abs(entry["step"]) < LARGEST_STEP:
-            kinds.get(str(entry.get("split")), []).append(entry)
+    log = log or Log(folder / "metrics.jsonl")
+    log.read()
     samples = [
         {"step": sample["step"], "text": str(sample.get("text", ""))} for sample in read_lines(folder / "samples.jsonl")
     ]
     return Record(
-        folder, parse_settings(["--config", str(config)]), _columns(train, TRAIN), _columns(val, VAL), _ratios(layers),
-        samples, [(entry["step"], str(entry["skipped"])) for entry in train if "skipped" in entry], read_facts(folder),
+        folder, parse_settings(["--config", str(config)]), log.columns("train"), log.columns("val"), log.ratios(),
+        samples, list(log.left_out), read_facts(folder),
     )  # fmt: skip
 
 
@@ -130,27 +186,6 @@ def read_facts(folder: Path) -> dict[str, Any]:
         return read_json(folder / "report.json", MOST_FACTS_BYTES)
     except (OSError, ValueError):
         return {}
-
-
-def _columns(entries: Sequence[dict], names: Iterable[str]) -> Columns:
-    return {name: np.array([_number(entry.get(name)) for entry in entries], np.float64) for name in names}
-
-
-def _ratios(entries: Iterable[dict]) -> dict[str, np.ndarray]:
-    """By layer, from lines that need not name the same layers; lines of another form are left out."""
-    groups: dict[tuple, list[tuple[float, np.ndarray]]] = {}  # by the names on a line, which seldom change
-    for entry in entries:
-        layers = entry.get("layers")
-        with contextlib.suppress(ValueError, TypeError, OverflowError):
-            if isinstance(layers, dict) and layers:
-                values = np.array(list(layers.values()), np.float64).reshape(len(layers), 2)
-                groups.setdefault(tuple(layers), []).append((_number(entry["step"]), values))
-    rows: dict[str, list[np.ndarray]] = {}
-    for names, lines in groups.items():
-        steps, values = np.array([step for step, _ in lines]), np.stack([values for _, values in lines])
-        for i, name in enumerate(names):
-            rows.setdefault(name, []).append(np.column_stack([steps, values[:, i]]))
-    return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
 def _number(value: Any) -> float:
