@@ -31,7 +31,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from model.cost import flops_per_token, memory
+from model.cost import flops_per_token
 from training.duration import seconds, spoken
 from training.errors import SettingsError
 from training.machine import available_memory, peak_flops, resident_memory
@@ -49,6 +49,7 @@ from training.plan import (
     report_memory,
     size,
     spoken_step,
+    training_memory,
 )
 from training.settings import SECTIONS, Settings, toml_value
 
@@ -158,8 +159,7 @@ def _at(table: dict[int, Any], x: float) -> Any:
 
 def bytes_needed(proposal: Settings, text: Text) -> int:
     """Bytes of memory."""
-    train = proposal.train
-    training = memory(proposal.gpt_config(text.vocab_size), train.batch_size, train.accumulation)
+    training = training_memory(proposal.gpt_config(text.vocab_size), proposal.train)
     return training.peak + report_memory(proposal, text, training)
 
 
@@ -186,7 +186,7 @@ def filled(proposal: Settings, text: Text, budget_seconds: float, free: int) -> 
         train={"steps": steps, "eval_interval": interval, "sample_interval": interval},
         optim={"warmup_steps": max(10, min(200, steps // 20))},
     )
-    needed = memory(config, proposal.train.batch_size, proposal.train.accumulation)
+    needed = training_memory(config, proposal.train)
     return Plan(proposal, config, text, needed, free, program, speed, peak_flops(train.precision))
 
 

@@ -36,7 +36,7 @@ from training.errors import checked
 from training.loop import EVALUATION_BATCH_TOKENS, evaluate, make_optimizer, threads, update
 from training.machine import available_memory, peak_flops, read_bandwidth, resident_memory
 from training.report.baselines import BYTES_PER_TRAINING_BYTE, MOST_TRAINING_BYTES
-from training.settings import Settings, TokenizerSettings
+from training.settings import Settings, TokenizerSettings, TrainSettings
 
 TOKENS_PER_PARAMETER = 20
 GOOD_EPOCHS = 4
@@ -164,6 +164,11 @@ class Plan:
         return START_SECONDS + self.text.preparation_seconds + steps + self.evaluations[1] + self.samples[1]
 
 
+def training_memory(config: GPTConfig, train: TrainSettings) -> Memory:
+    """The arrays of a training step with these settings."""
+    return memory(config, train.batch_size, train.accumulation, narrow=train.precision == "bfloat16")
+
+
 def report_memory(settings: Settings, text: Text, training: Memory) -> int:
     """Bytes for libraries and pages, and for counting n-grams as far as activations, gone by then, leave no room."""
     train_bytes = min(MOST_TRAINING_BYTES, int(text.total_bytes * (1 - settings.data.val_fraction)))
@@ -201,7 +206,7 @@ def make_plan(settings: Settings, say: Callable[[str], None] = lambda text: None
         peak = peak_flops(settings.train.precision)
         say("running a few steps of the model on random tokens")
         speed = measure(config, settings, free)
-    needed = memory(config, settings.train.batch_size, settings.train.accumulation)
+    needed = training_memory(config, settings.train)
     return Plan(settings, config, text, needed, free, program, speed, peak)
 
 
