@@ -365,6 +365,7 @@ def backward_size(shape: tuple[int, ...], itemsize: int) -> int:
 
 
 def forward(places, shape, lse, scale, offset, dropout, counters, worker, memory):
+    """The tasks of one thread: out and lse of whole heads, or of parts of their queries."""
     B, H, K, Tq, Tk, D, parts = shape
     q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
     scale2, dropping = np.float32(scale * LOG2_E), dropout[2] > 0
@@ -417,6 +418,7 @@ def forward(places, shape, lse, scale, offset, dropout, counters, worker, memory
 
 
 def backward(places, shape, lse, scale, offset, dropout, counters, worker, memory):
+    """The tasks of one thread: dq, and dk and dv of whole heads or what parts of their queries add to them."""
     B, H, K, Tq, Tk, D, parts = shape
     q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
     dout, dq, dk, dv = heads(places, 4, lse), heads(places, 5, lse), heads(places, 6, lse), heads(places, 7, lse)
