@@ -366,6 +366,7 @@ def backward_size(shape: tuple[int, ...], itemsize: int) -> int:
 
 @kernel
 def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
+    """The tasks of one thread: out and lse of whole heads, or of parts of their queries."""
     B, H, K, Tq, Tk, D, parts = shape
     q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
     scale2, dropping = np.float32(scale * LOG2_E), dropout[2] > 0
@@ -419,6 +420,7 @@ def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker,
 
 @kernel
 def _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
+    """The tasks of one thread: dq, and dk and dv of whole heads or what parts of their queries add to them."""
     B, H, K, Tq, Tk, D, parts = shape
     q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
     dout, dq, dk, dv = heads(places, 4, lse), heads(places, 5, lse), heads(places, 6, lse), heads(places, 7, lse)

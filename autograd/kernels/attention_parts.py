@@ -75,6 +75,7 @@ def at(heads, batch, head, row):
 
 @kernel
 def round_up(n, unit):
+    """The next multiple of `unit` from n on."""
     return (n + unit - 1) // unit * unit
 
 
@@ -103,6 +104,7 @@ def copier(name: str, narrow_source: bool) -> Any:
 
     @intrinsic
     def copy(typingctx, source, source_stride, target, target_stride, rows, D, width, scale):
+        """target = scale · source, row by row; to a padded target (pack) or from a padded source (unpack)."""
         i = types.intp
         return types.void(source, i, target, i, i, i, i, scale), emitted(f"attention.{name}", body)
 

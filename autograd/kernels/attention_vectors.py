@@ -287,6 +287,7 @@ def _drop_both(p, ds, deltas, rows, seen, keys, position, row_length, dropout):
 
 @kernel
 def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
+    """The tasks of one thread: out and lse of whole heads, or of parts of their queries."""
     B, H, K, Tq, Tk, D, parts = shape
     q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
     L = lanes(q.start)
@@ -336,6 +337,7 @@ def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker,
 
 @kernel
 def _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
+    """The tasks of one thread: dq, and dk and dv of whole heads or what parts of their queries add to them."""
     B, H, K, Tq, Tk, D, parts = shape
     q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
     dout, dq, dk, dv = heads(places, 4, lse), heads(places, 5, lse), heads(places, 6, lse), heads(places, 7, lse)

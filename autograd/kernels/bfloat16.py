@@ -1,8 +1,8 @@
 """Matrix multiplication in bfloat16 on AMX tiles: float32 in and out, operands rounded on the way.
 
 A bfloat16 is the upper half of a float32: the same range, 8 bits of precision instead of 24. The products of two
-are exact in float32, and are summed in float32. So an operand is wrong by at most 2⁻⁹ of its value, and the result
-by about 2⁻⁸ of Σ|a·b|, whatever K is. Training bears this well, as long as the weights themselves stay in float32.
+are exact in float32, and are summed in float32. So an operand is wrong by at most 2⁻⁸ of its value, and the result
+by about 2⁻⁷ of Σ|a·b|, whatever K is. Training bears this well, as long as the weights themselves stay in float32.
 (The tiles also take numbers below 2⁻¹²⁶ for zero.)
 
 The processor holds eight tile registers of 1 KB. One instruction multiplies 16 × 32 by 32 × 16 bfloat16 onto 16 × 16
