@@ -311,6 +311,8 @@ def _input_gradients(node: Node, dout: Gradient, needs: tuple, create_graph: boo
         shape, dtype = node.inputs[index]
         fresh = node.op.fresh
         if gradient.shape != shape:
+            if not _broadcasts(shape, gradient.shape):
+                raise GradientShapeError(node.op.name, index, shape, gradient.shape)
             gradient = unbroadcast(gradient, shape)
             fresh = True
         if gradient.dtype != dtype:
@@ -320,6 +322,23 @@ def _input_gradients(node: Node, dout: Gradient, needs: tuple, create_graph: boo
             check_finite(gradient, node, "backward")
         parts.append((index, (gradient, fresh)))
     return parts
+
+
+class GradientShapeError(ValueError):
+    """An operator's rule returned a gradient (of shape `got`) that its input (of shape `expected`) cannot have."""
+
+    def __init__(self, name: str, index: int, expected: tuple[int, ...], got: tuple[int, ...]) -> None:
+        super().__init__(
+            f"`{name}`: expected a gradient of shape {expected} for input {index}, or of one that {expected} "
+            f"broadcasts to, got {got}; mend the operator's rule"
+        )
+        self.expected, self.got = expected, got
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether an array of `shape` can be stretched to the shape `to`."""
+    extra = len(to) - len(shape)
+    return extra >= 0 and all(size in (1, wanted) for size, wanted in zip(shape, to[extra:], strict=True))
 
 
 def unbroadcast(gradient: Gradient, shape: tuple[int, ...]) -> Gradient:

@@ -303,12 +303,13 @@ def change_imports(module: str, code: str) -> None:
 def warm_up() -> None:
     """Import what every mutant needs and none changes, and no thread."""
     os.chdir(ROOT)
-    os.environ |= {"HYPOTHESIS_PROFILE": "mutation", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_WAIT_POLICY": "passive"}
+    os.environ |= {"HYPOTHESIS_PROFILE": "mutation", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    os.environ |= {"OMP_WAIT_POLICY": "passive"}  # mutants share the processors
     os.environ.setdefault("NUMBA_NUM_THREADS", "2")
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     sys.dont_write_bytecode = True
     import cosmic_ray.plugins
-    import hypothesis.extra.numpy
+    import hypothesis.extra.numpy  # noqa: F401
     import mutators
     import numba
     import numba.parfors.parfor_lowering
@@ -362,7 +363,7 @@ def outcome_of(status: int, text: str) -> str:
 
 
 def run(jobs: Iterator[tuple[Mutant | None, str, int]], workers: int) -> Iterator[tuple]:
-    """Run jobs (mutant, its file, seconds of processor time) beside each other; yields job, outcome, output, seconds."""
+    """Run jobs (mutant, file, seconds of processor time) beside each other; yields job, outcome, output, seconds."""
     with tempfile.TemporaryDirectory() as folder:
         numbers, running = itertools.count(), {}
         try:
@@ -457,7 +458,7 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = [f for f in files() if not arguments.files or any(part in f for part in arguments.files)]
     if not chosen:
-        sys.exit(f"expected parts of paths such as softmax.py or ops/, got {' '.join(arguments.files)}: no file has them")
+        sys.exit(f"expected parts of paths such as softmax.py or ops/, got {' '.join(arguments.files)}: no such file")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     warm_up()
     RESULTS.mkdir(exist_ok=True)

@@ -216,6 +216,35 @@ def test_a_reproduction_can_be_pasted():
         registry["sub"] = right
 
 
+def test_what_is_reported_is_as_small_as_can_be():
+    """One number for each input, of few digits, that fails in the same way; and never another failure."""
+    wrong = rebuilt("mul", da=lambda dout, b: dout * b * b)
+    x, y = leaf(4, 5), leaf(5)
+    for function, check in ((wrong, autograd.gradcheck), (lambda x, y: wrong(x, y.exp()) @ y, autograd.gradgradcheck)):
+        with pytest.raises(GradcheckError, match="on smaller inputs") as caught:
+            check(function, (x, y))
+        assert caught.value.analytic != caught.value.numeric and str(list(caught.value.index)) in str(caught.value)
+        lines = str(caught.value).split("to see it again:\n\n")[1].splitlines()
+        small = [eval(line.split("Tensor(")[1].split(", requires")[0], {"array": np.array, "float64": np.float64})
+                 for line in lines if line.startswith("x")]  # fmt: skip
+        assert [array.shape for array in small] == [(1, 1), (1,)]
+        assert all(len(str(array.item())) <= len("-0.1234") for array in small)
+        assert lines[-1].startswith(f"autograd.{check.__name__}(f, [x0, x1]")
+
+
+def test_what_cannot_be_made_smaller_is_reported_as_it_is():
+    """A function that takes one shape only, and fails at one point only."""
+    point = np.array([0.123456789, 2.0])
+
+    def at_one_point(x):
+        assert x.shape == (2,)
+        return (x.detach() if np.abs(x.array - point).max() < 0.1 else x) * 2
+
+    with pytest.raises(GradcheckError) as caught:
+        autograd.gradcheck(at_one_point, Tensor(point, requires_grad=True))
+    assert caught.value.cause == "nothing" and "2.0]" in str(caught.value).split("to see it again")[1]
+
+
 def test_one_line_proves_an_operator_of_the_user_s_own_and_shrinks_what_fails():
     operator_test(registry["sigmoid"], max_examples=5)()
     wrong = rebuilt("add", db=lambda dout: 2 * dout, samples=lambda rng: ())
