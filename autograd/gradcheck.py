@@ -43,7 +43,7 @@ class GradcheckError(AssertionError):
         output, element   which output, and which of its elements (None: a random combination of all)
         analytic, numeric, bar
         cause             "sign", "factor", "sum", "transposed", "nothing", "kink", "vague", "not finite",
-        "shape" or ""
+        "shape", "random" or ""
     """
 
     def __init__(self, message: str, **details: Any) -> None:
@@ -184,6 +184,8 @@ def examine_second(
 def gradients_of(function: Callable, inputs: Sequence[Any], grad_outputs: Any, seed: int) -> tuple[Callable, tuple]:
     """The map (inputs, upstream gradients) ↦ gradients of the inputs, and arguments for it."""
     wanted = [i for i, x in enumerate(inputs) if isinstance(x, Variable) and x.node is not None]
+    if not wanted:
+        raise ValueError("gradgradcheck: expected at least one input with requires_grad=True")
     if grad_outputs is None:
         rng = np.random.default_rng(seed)
         with no_grad():
@@ -215,7 +217,13 @@ def gradients_of(function: Callable, inputs: Sequence[Any], grad_outputs: Any, s
 
 def _outputs(function: Callable, inputs: Sequence[Any]) -> list[Tensor]:
     result = function(*inputs)
-    return [y for y in (result if isinstance(result, tuple | list) else (result,)) if isinstance(y, Variable)]  # type: ignore
+    several = result if isinstance(result, tuple | list) else (result,)
+    outputs = [y for y in several if isinstance(y, Variable)]
+    if several and not outputs:
+        raise TypeError(
+            f"gradcheck: expected `{_name(function)}` to return a Tensor or several, got {type(several[0]).__name__}"
+        )
+    return outputs  # type: ignore
 
 
 def _name(function: Callable) -> str:
@@ -248,6 +256,15 @@ class _Target:
         self.name = _input_name(function, which)
         self.sizes = [y.array.size for y in self.outputs]
         self.width = sum(self.sizes)
+        once = np.concatenate([y.array.astype(np.float64).reshape(-1) for y in self.outputs] or [np.zeros(0)])
+        again = self.at(self.x)
+        if once.shape != again.shape or not np.allclose(once, again, 1e-4, 1e-4 * _largest(once), equal_nan=True):
+            raise GradcheckError(
+                f"`{_name(function)}` gives other values when it is called again with the same inputs; a derivative "
+                f"exists only if what it draws at random is the same each time (fix its seed)",
+                input=which,
+                cause="random",
+            )
 
     def at(self, x: np.ndarray) -> np.ndarray:
         """All output elements, with `x` for the input."""
@@ -367,6 +384,10 @@ def _check_input(target: _Target, rtol: float, atol: float, step: float, whole: 
             input=target.which,
             cause=cause,
         ) from error
+
+
+def _largest(x: np.ndarray) -> float:
+    return float(np.abs(x[np.isfinite(x)]).max(initial=0))
 
 
 def _scale(a: np.ndarray, n: np.ndarray) -> float:

@@ -307,7 +307,6 @@ def warm_up() -> None:
     os.environ |= {"OMP_WAIT_POLICY": "passive"}  # mutants share the processors
     os.environ.setdefault("NUMBA_NUM_THREADS", "2")
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    sys.dont_write_bytecode = True
     import cosmic_ray.plugins
     import hypothesis.extra.numpy  # noqa: F401
     import mutators
@@ -485,20 +484,20 @@ def main() -> None:
         if outcome != "survived":
             sys.exit(f"{module}: its tests must pass before anything is changed:\n{text[-3000:]}")
         limits[module] = max(arguments.timeout, 3 * int(seconds))
-    done = 0
+    done, spent = 0, 0.0
     try:
         jobs = ((m, m.module, limits[m.module]) for m in waiting)
-        for (mutant, module, _), outcome, text, _ in run(jobs, arguments.workers):
+        for (mutant, module, _), outcome, text, seconds in run(jobs, arguments.workers):
             outcomes[mutant.job] = outcome
             result = TestOutcome.SURVIVED if outcome in LIVING else TestOutcome.KILLED
             databases[module].set_result(
                 mutant.job, WorkResult(WorkerOutcome.NORMAL, f"{outcome}\n{text[-2000:]}", result, None)
             )
-            done += 1
+            done, spent = done + 1, spent + seconds
             if outcome in LIVING:
                 sys.stdout.write(f"{outcome}: {module}:{mutant.line} {mutant.key}: {changed(mutant)}\n")
             elif not done % 50:
-                sys.stdout.write(f"{done} of {len(waiting)}\n")
+                sys.stdout.write(f"{done} of {len(waiting)}, {spent / done:.1f} s of processor time each\n")
             sys.stdout.flush()
     finally:
         write(found, outcomes)

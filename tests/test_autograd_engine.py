@@ -390,6 +390,10 @@ def test_anomalies_are_caught_where_they_are_made():
         with pytest.raises(autograd.AnomalyError, match=r"`log` made the first NaN .*forward .*\(1,\)") as e:
             x.log()  # this line is named
         assert "this line is named" in str(e.value)
+        with pytest.raises(autograd.AnomalyError, match=r"`log` made the first Inf .*\(0,\)"):
+            Tensor(np.array([0.0, -1.0])).log()
+        with pytest.raises(autograd.AnomalyError, match=r"`mul` was given the first NaN .*\(1,\)"):
+            x * np.array([1.0, np.nan])
         y = (Tensor(np.array([0.0]), requires_grad=True)).sqrt()
         with pytest.raises(autograd.AnomalyError, match="`sqrt` made the first Inf in its backward pass"):
             y.sum().backward()

@@ -186,6 +186,19 @@ def test_a_report_names_the_likely_cause(cause, name, changes, inputs):
     assert caught.value.cause == cause
 
 
+def test_what_proves_nothing_is_no_proof():
+    x, rng = leaf(3), np.random.default_rng(0)
+    for check in (autograd.gradcheck, autograd.gradgradcheck):
+        for result in (3.0, {"loss": x.sum()}, np.ones(3)):
+            with pytest.raises(TypeError, match="to return a Tensor or several, got"):
+                check(lambda x, result=result: result, x)
+        with pytest.raises(ValueError, match="at least one input with requires_grad=True"):
+            check(lambda x: x * x, x.detach())
+    with pytest.raises(GradcheckError, match="other values when it is called again") as caught:
+        autograd.gradcheck(lambda x: x * rng.normal(size=3), x)
+    assert caught.value.cause == "random"
+
+
 def test_a_report_names_operator_input_index_values_and_error_bar():
     x = Tensor(np.array([[1.0, 2.0], [3.0, 4.0]]), requires_grad=True)
     wrong = rebuilt("mul", db=lambda dout, a: ops.where(a == 3.0, 0, dout * a))
