@@ -496,7 +496,7 @@ def main() -> None:
             done, spent = done + 1, spent + seconds
             if outcome in LIVING:
                 sys.stdout.write(f"{outcome}: {module}:{mutant.line} {mutant.key}: {changed(mutant)}\n")
-            elif not done % 50:
+            if not done % 50:
                 sys.stdout.write(f"{done} of {len(waiting)}, {spent / done:.1f} s of processor time each\n")
             sys.stdout.flush()
     finally:

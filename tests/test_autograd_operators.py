@@ -97,6 +97,11 @@ def test_integers_never_become_float64(op):
     assert op(*integers, **sample.params).dtype != np.float64
 
 
+@pytest.mark.parametrize("op", [op for op in OPERATORS if "keepdim" in op.params], ids=lambda op: op.name)
+def test_a_reduction_reduces_everything_and_keeps_no_axis_unless_told_to(op):
+    assert np.shape(op(np.ones((2, 3)))) == ()
+
+
 @given(st.data())
 def test_what_is_drawn_has_the_values_it_should_have_in_any_layout(data):
     draw = Draw(data.draw)

@@ -51,7 +51,7 @@ EXPRESSIONS = [
     lambda x, y: x.flip(0), lambda x, y: x.flip((0, 2)), lambda x, y: x.transpose(1, 2).contiguous().view(2, -1),
     lambda x, y: x.chunk(2, dim=-1)[1], lambda x, y: x.chunk(2, dim=1)[0], lambda x, y: x.split(2, dim=1)[1],
     lambda x, y: x.split([1, 3], dim=2)[1], lambda x, y: x.unbind(1)[2], lambda x, y: x.tril(), lambda x, y: x.triu(1),
-    lambda x, y: x.tril(-1),
+    lambda x, y: x.tril(-1), lambda x, y: x.chunk(3, dim=1)[2],
     # indexing
     lambda x, y: x[0], lambda x, y: x[-1, 1], lambda x, y: x[:, 1:, ::2], lambda x, y: x[..., 0], lambda x, y: x[None],
     lambda x, y: x[[0, 1, 1]], lambda x, y: x[:, [0, 2, 2], 1], lambda x, y: x[x > 0],
@@ -65,7 +65,9 @@ EXPRESSIONS = [
     lambda x, y: y[:, 0] @ y, lambda x, y: x.matmul(y.T),
     lambda x, y: x.topk(2).values, lambda x, y: x.topk(2, dim=1, largest=False)[0], lambda x, y: y.repeat(2, 3),
     lambda x, y: y.repeat(2, 1, 1), lambda x, y: x.repeat_interleave(2, dim=1), lambda x, y: y.repeat_interleave(2),
+    lambda x, y: x[:, :0].prod(dim=1) * 2,
     # copies and dtypes
+    lambda x, y: (x > 0).long().clamp(min=0.5) * x.float(), lambda x, y: (x > 0).long().clamp(max=0.5) * x.float(),
     lambda x, y: x.clone() * 2, lambda x, y: x.float() * 2, lambda x, y: x.detach() * x,
 ]  # fmt: skip
 
