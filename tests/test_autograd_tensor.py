@@ -227,6 +227,8 @@ def test_numpy_and_item_refuse_what_would_mislead():
     (lambda x: x.split([1, 1], dim=1), ValueError, "add up to 3"),
     (lambda x: Tensor([1, 2]).mean(), TypeError, "floating"),
     (lambda x: x.expand(4, 3), ValueError, "can be repeated"),
+    (lambda x: x.gather(0, Tensor([0])), ValueError, "index with 2 axes"),
+    (lambda x: x.gather(0, Tensor([[[0]]])), ValueError, "index with 2 axes"),
 ])  # fmt: skip
 def test_errors_say_what_was_expected(call, error, words):
     with pytest.raises(error, match=words):
