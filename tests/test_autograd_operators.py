@@ -59,6 +59,16 @@ def test_an_operator_is_proved_on_all_of_its_space(op):
 
 
 @by_name
+def test_a_result_that_shares_an_input_s_memory_notices_when_that_is_changed(op):
+    for sample in samples_of(op):
+        inputs = as_tensors(op, sample.inputs)
+        out = op(*inputs, **sample.params)
+        for x in inputs:
+            if isinstance(x, autograd.Tensor) and np.shares_memory(x.array, out.array):
+                assert out.storage is x.storage
+
+
+@by_name
 def test_a_primitive_of_several_arrays_broadcasts_them(op):
     several = sum(any(isinstance(s.inputs[i], np.ndarray) for s in samples_of(op)) for i in range(len(op.inputs))) > 1
     assert op.broadcasts == (several and not op.is_fused and not op.variadic)
