@@ -33,6 +33,7 @@ import ast
 import gc
 import hashlib
 import importlib.machinery
+import importlib.util
 import itertools
 import os
 import re
@@ -291,21 +292,32 @@ def change_imports(module: str, code: str) -> None:
     def changed_code(self: Any, name: str) -> Any:
         return compile(code, path, "exec", dont_inherit=True) if self.path == path else get_code(self, name)
 
-    def without_cache(self: Any, loaded: Any) -> None:
+    def exec_with_cache(self: Any, loaded: Any) -> None:
         room, _, kernel = loaded.__name__.rpartition(".")
-        if room != "autograd.kernels" or kernel in INFRASTRUCTURE or mutated not in _imports(kernel):
-            return exec_module(self, loaded)
-        from autograd.kernels import jit
-
-        folder, jit.CACHE_FOLDER = jit.CACHE_FOLDER, None
-        try:
-            exec_module(self, loaded)
-        finally:
+        cached = room == "autograd.kernels" and kernel not in INFRASTRUCTURE and mutated not in _imports(kernel)
+        if cached:
             jit.CACHE_FOLDER = folder
+        exec_module(self, loaded)
+        if cached:
+            jit.CACHE_FOLDER = None
 
     loader.get_code = changed_code
     if module.startswith(KERNELS):
-        loader.exec_module = without_cache
+        # Nothing comes from the cache but kernels of files that do not import the changed one; tests compile some, too.
+        jit, folder = _compiler()
+        jit.CACHE_FOLDER = None
+        loader.exec_module = exec_with_cache
+
+
+def _compiler() -> tuple[Any, Any]:
+    """The module that compiles kernels, by itself, and the folder of its cache."""
+    name = "autograd.kernels.jit"
+    found = importlib.util.spec_from_file_location(name, ROOT / KERNELS / "jit.py")
+    assert found is not None and found.loader is not None
+    jit: Any = importlib.util.module_from_spec(found)
+    sys.modules[name] = jit
+    found.loader.exec_module(jit)
+    return jit, jit.CACHE_FOLDER
 
 
 def warm_up() -> None:
