@@ -221,6 +221,8 @@ def meaningless(source: str) -> list[tuple[tuple[int, int], tuple[int, int], str
                 leave_out(decorator)
         elif isinstance(node, ast.Raise | ast.Import | ast.ImportFrom | ast.JoinedStr):
             leave_out(node)
+        elif isinstance(node, ast.keyword) and node.arg == "copy":  # a copy costs time
+            leave_out(node)
         elif isinstance(node, ast.AnnAssign):
             leave_out(node.annotation)
         elif isinstance(node, ast.Assign) and any(

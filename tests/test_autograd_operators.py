@@ -116,6 +116,7 @@ def test_a_reduction_reduces_everything_and_keeps_no_axis_unless_told_to(op):
 def test_the_variance_of_a_sample_is_divided_by_one_less_unless_told_otherwise():
     x = np.random.default_rng(0).normal(size=(2, 5))
     assert ops.var(x) == pytest.approx(np.var(x, ddof=1)) and ops.std(x) == pytest.approx(np.std(x, ddof=1))
+    assert np.shape(ops.var(x)) == np.shape(ops.mean(x)) == np.shape(ops.prod(x)) == ()
 
 
 @given(st.data())

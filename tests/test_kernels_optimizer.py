@@ -2,6 +2,8 @@
 
 import math
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -52,7 +54,8 @@ def test_adamw_like_the_textbook(dtype, shape, seed, grad_scale, data):
 def test_arrays_are_checked():
     good = lambda: np.zeros((3, 4), np.float32)
     transposed = np.zeros((4, 3), np.float32).T
-    for name, wrong in (("grad", np.zeros(12, np.float32)), ("m", np.zeros((3, 4))), ("v", transposed)):
+    wrongs = [np.zeros(12, np.float32), np.zeros((3, 4)), np.zeros((3, 4), np.float16), np.zeros((4, 3), np.float32)]
+    for name, wrong in (*itertools.product(("grad", "m", "v"), wrongs), ("m", transposed), ("v", transposed)):
         arrays = {"param": good(), "grad": good(), "m": good(), "v": good()} | {name: wrong}
         with pytest.raises(ValueError, match=f"expected {name} to be|expected param, m and v"):
             adamw([(*arrays.values(), at_step(1))])
