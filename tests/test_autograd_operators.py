@@ -69,6 +69,27 @@ def test_a_result_that_shares_an_input_s_memory_notices_when_that_is_changed(op)
 
 
 @by_name
+def test_a_graph_that_is_kept_gives_the_same_gradients_again(op):
+    """Whoever got the first ones may write into them. And nothing comes of nothing."""
+    for sample in samples_of(op):
+        inputs = as_tensors(op, sample.inputs)
+        out = op(*inputs, **sample.params)
+        dout = autograd.Tensor(np.random.default_rng(0).normal(size=out.shape))
+        found = []
+        for _ in range(2):
+            out.backward(dout, retain_graph=True)
+            found.append([x.grad.array.copy() for x in wanted(inputs) if x.grad is not None])
+            for x in wanted(inputs):
+                if x.grad is not None:
+                    x.grad.mutate().fill(np.nan)
+                x.grad = None
+        for first, second in zip(*found, strict=True):
+            np.testing.assert_array_equal(first, second)
+        out.backward(autograd.Tensor(np.zeros(out.shape)))
+        assert not any(x.grad.array.any() for x in wanted(inputs) if x.grad is not None)
+
+
+@by_name
 def test_a_primitive_of_several_arrays_broadcasts_them(op):
     several = sum(any(isinstance(s.inputs[i], np.ndarray) for s in samples_of(op)) for i in range(len(op.inputs))) > 1
     assert op.broadcasts == (several and not op.is_fused and not op.variadic)

@@ -1,8 +1,7 @@
 """AdamW against the algorithm as its paper states it, and the sum of squares against its definition."""
 
-import math
-
 import itertools
+import math
 
 import numpy as np
 import pytest
