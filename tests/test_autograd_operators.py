@@ -120,13 +120,15 @@ def test_integers_are_computed_in_the_default_floating_dtype(op):
 
 @by_name
 def test_integers_never_become_float64(op):
-    """What is no whole number any more is in the default dtype, unless float64 was asked for."""
+    """What is no whole number any more is in the default dtype, unless float64 was asked for; and it is right."""
     if op.is_fused or op.name == "cast":
         return
     sample = next(s for s in samples_of(op) if all(np.size(x) for x in s.inputs))
     integers = [np.ones(x.shape, np.int64) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
                 for x in sample.inputs]  # fmt: skip
     assert op(*integers, **sample.params).dtype != np.float64
+    wide = [x.astype(np.float64) if isinstance(x, np.ndarray) and x.dtype == np.int64 else x for x in integers]
+    np.testing.assert_allclose(op(*integers, **sample.params), op(*wide, **sample.params), rtol=1e-6)
 
 
 @pytest.mark.parametrize("op", [op for op in OPERATORS if "keepdim" in op.params], ids=lambda op: op.name)
