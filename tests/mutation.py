@@ -64,7 +64,7 @@ PROOFS = {
 }  # fmt: skip
 # Kernel files without a test file of their own name, or with more than one.
 OTHERS = {
-    "arrays": "arrays", "ir": "matmul attention", "matrix": "matmul bfloat16", "tasks": "matmul attention",
+    "arrays": "arrays", "ir": "matmul attention bfloat16", "matrix": "matmul bfloat16", "tasks": "matmul attention",
     "special": "", "elementary": "elementary softmax activation",
 }  # fmt: skip
 INFRASTRUCTURE = {"jit", "memory", "__init__"}  # how kernels are compiled and memory is kept: no arithmetic
@@ -86,7 +86,7 @@ RAISES = re.compile(
     r"|ReplaceComparisonOperator_(Lt|LtE|Gt|GtE|Eq|NotEq)_(Is|IsNot|In|NotIn)|RemoveDecorator|ExceptionReplacer)$"
 )
 
-NO_RULE = re.compile(r"samples?$|space$|_pairs|_apart|_samples|_space|examples$")
+NO_RULE = re.compile(r"samples?$|space$|_pairs|_apart|_samples|_space|examples$|^plan$")  # plan: who does what when
 NO_VALUE = {"domain", "fresh", "__all__", "kinks", "_SHAPES"}
 # How much of an array is worked on at a time: any size gives the same numbers, at another speed.
 NO_VALUE |= {"GRAIN", "CHUNK_BYTES", "PARTIALS", "QUERIES", "KEYS", "FEW", "DEPTH", "WIDTH", "GROUP", "SMALL", "APART"}

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import autograd
-from autograd import Tensor
+from autograd import Tensor, ops
+from autograd.kernels.random import uniform
 
 EXPRESSIONS = [
     # arithmetic and broadcasting
@@ -134,6 +135,19 @@ def test_powers_of_zero_have_the_derivatives_that_their_record_states():
         (a**b).sum().backward()
     np.testing.assert_array_equal(a.grad.array, [0, 1, 0, np.inf])
     np.testing.assert_array_equal(b.grad.array, [0, 0, 0, 0])
+
+
+def test_functions_of_arrays_reduce_everything_and_correct_variances_unless_told_otherwise():
+    x = np.random.default_rng(0).normal(size=(2, 5))
+    assert ops.var(x) == pytest.approx(np.var(x, ddof=1)) and ops.std(x) == pytest.approx(np.std(x, ddof=1))
+    assert all(np.shape(f(x)) == () for f in (ops.mean, ops.var, ops.std, ops.prod))
+
+
+def test_dropout_keeps_what_draws_p_itself():
+    u = uniform((64,), 3)
+    for definition in (ops.dropout, ops.dropout.plain):
+        kept = definition(np.ones(64), p=float(u[5]), seed=3) != 0
+        np.testing.assert_array_equal(kept, u >= u[5])
 
 
 def test_randint_and_multinomial_read_their_arguments_as_pytorch_does():
