@@ -58,6 +58,8 @@ def test_arrays_are_checked():
         arrays = {"param": good(), "grad": good(), "m": good(), "v": good()} | {name: wrong}
         with pytest.raises(ValueError, match=f"expected {name} to be|expected param, m and v"):
             adamw([(*arrays.values(), at_step(1))])
+    with pytest.raises(ValueError, match="expected grad to be float32"):
+        adamw([(good(), np.zeros((3, 4)), np.zeros((3, 4)), good(), at_step(1))])
 
 
 many_sizes = st.lists(st.sampled_from([0, 1, 100, GRAIN - 1, GRAIN, GRAIN + 1, 3 * GRAIN]), max_size=6)
