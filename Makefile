@@ -39,7 +39,7 @@ bench: $(VENV)/.bench ## measure against PyTorch and others, side by side
 prove: $(VENV)/.test ## prove every operator at full size: certificate.html
 	@$(BIN)/python -m autograd.prove $(ARGS)
 
-mutate: $(VENV)/.test ## are the tests good enough? docs/mutation.md (hours; ARGS="--sample 14" tries some)
+mutate: $(VENV)/.test ## are the tests good enough? docs/mutation.md (an hour or two; stop it when you like, it goes on from there)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "cosmic-ray>=8"
 	@$(BIN)/python tests/mutation.py $(ARGS)
 

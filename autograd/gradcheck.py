@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .differences import Estimate, differentiate
 from .functional import grad
-from .graph import Variable, enable_grad, no_grad
+from .graph import GradientShapeError, Variable, enable_grad, no_grad
 from .op import registry
 from .ops import alias
 from .tensor import Tensor
@@ -41,7 +43,7 @@ class GradcheckError(AssertionError):
         output, element   which output, and which of its elements (None: a random combination of all)
         analytic, numeric, bar
         cause             "sign", "factor", "sum", "transposed", "nothing", "kink", "vague", "not finite",
-        "shape" or ""
+        "shape", "random" or ""
     """
 
     def __init__(self, message: str, **details: Any) -> None:
@@ -82,15 +84,11 @@ def gradcheck(
     """
     __tracebackhide__ = True  # pytest shows the caller's line, not these
     inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    try:
-        examine(function, inputs, rtol=rtol, atol=atol, step=step, whole=whole, seed=seed)
-    except GradcheckError as error:
-        if not raise_exception:
-            return False
-        raise GradcheckError(
-            f"{error}\n\nto see it again:\n\n{reproduction(function, inputs)}", **vars(error)
-        ) from None
-    return True
+
+    def check(*points: Any) -> None:
+        examine(function, points, rtol=rtol, atol=atol, step=step, whole=whole, seed=seed)
+
+    return _checked(check, function, inputs, "gradcheck", len(inputs), raise_exception)
 
 
 def gradgradcheck(
@@ -112,17 +110,33 @@ def gradgradcheck(
     """
     __tracebackhide__ = True
     inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    gradients, arguments = gradients_of(function, inputs, grad_outputs, seed)
-    return gradcheck(
-        gradients,
-        arguments,
-        rtol=rtol,
-        atol=atol,
-        step=step,
-        whole=whole,
-        seed=seed,
-        raise_exception=raise_exception,
-    )
+    count = len(inputs)
+    weights = tuple(grad_outputs) if isinstance(grad_outputs, tuple | list) else (grad_outputs,)
+
+    def check(*points: Any) -> None:
+        gradients, arguments = gradients_of(function, points[:count], points[count:] or None, seed)
+        examine(gradients, arguments, rtol=rtol, atol=atol, step=step, whole=whole, seed=seed)
+
+    given = inputs if grad_outputs is None else (*inputs, *weights)
+    return _checked(check, function, given, "gradgradcheck", count, raise_exception)
+
+
+def _checked(check: Callable, function: Callable, inputs: tuple, name: str, count: int, raises: bool) -> bool:
+    """Run a check on inputs; if it fails, say how to see that again, on inputs as small as possible."""
+    __tracebackhide__ = True
+    try:
+        check(*inputs)
+    except GradcheckError as error:
+        if not raises:
+            return False
+        text = str(error)
+        small = smaller(check, inputs, error)
+        if small is not None:
+            text += f"\n\non smaller inputs: {small.error}"
+            inputs = small.inputs
+        text += f"\n\nto see it again:\n\n{reproduction(function, inputs, name, count)}"
+        raise GradcheckError(text, **vars(error)) from None
+    return True
 
 
 def examine(
@@ -170,6 +184,8 @@ def examine_second(
 def gradients_of(function: Callable, inputs: Sequence[Any], grad_outputs: Any, seed: int) -> tuple[Callable, tuple]:
     """The map (inputs, upstream gradients) ↦ gradients of the inputs, and arguments for it."""
     wanted = [i for i, x in enumerate(inputs) if isinstance(x, Variable) and x.node is not None]
+    if not wanted:
+        raise ValueError("gradgradcheck: expected at least one input with requires_grad=True")
     if grad_outputs is None:
         rng = np.random.default_rng(seed)
         with no_grad():
@@ -201,7 +217,13 @@ def gradients_of(function: Callable, inputs: Sequence[Any], grad_outputs: Any, s
 
 def _outputs(function: Callable, inputs: Sequence[Any]) -> list[Tensor]:
     result = function(*inputs)
-    return [y for y in (result if isinstance(result, tuple | list) else (result,)) if isinstance(y, Variable)]  # type: ignore
+    several = result if isinstance(result, tuple | list) else (result,)
+    outputs = [y for y in several if isinstance(y, Variable)]
+    if several and not outputs:
+        raise TypeError(
+            f"gradcheck: expected `{_name(function)}` to return a Tensor or several, got {type(several[0]).__name__}"
+        )
+    return outputs  # type: ignore
 
 
 def _name(function: Callable) -> str:
@@ -234,6 +256,15 @@ class _Target:
         self.name = _input_name(function, which)
         self.sizes = [y.array.size for y in self.outputs]
         self.width = sum(self.sizes)
+        once = np.concatenate([y.array.astype(np.float64).reshape(-1) for y in self.outputs] or [np.zeros(0)])
+        again = self.at(self.x)
+        if once.shape != again.shape or not np.allclose(once, again, 1e-4, 1e-4 * _largest(once), equal_nan=True):
+            raise GradcheckError(
+                f"`{_name(function)}` gives other values when it is called again with the same inputs; a derivative "
+                f"exists only if what it draws at random is the same each time (fix its seed)",
+                input=which,
+                cause="random",
+            )
 
     def at(self, x: np.ndarray) -> np.ndarray:
         """All output elements, with `x` for the input."""
@@ -344,13 +375,19 @@ def _check_input(target: _Target, rtol: float, atol: float, step: float, whole: 
                 )
         return max(worst, key=lambda pair: pair[0] / pair[1])
     except (ValueError, IndexError, TypeError) as error:
+        cause, words = "shape", "a rule that returns a gradient of another shape than its input, broadcast with dout"
+        if isinstance(error, GradientShapeError) and sorted(error.got) == sorted(error.expected):
+            cause, words = "transposed", "the gradient is transposed"
         raise GradcheckError(
             f"`{_name(target.function)}`, {target.name} of shape {target.x.shape}: the derivative could "
-            f"not be computed: {error}; likely cause: a rule that returns a gradient of another shape than "
-            f"its input, broadcast with dout",
+            f"not be computed: {error}; likely cause: {words}",
             input=target.which,
-            cause="shape",
+            cause=cause,
         ) from error
+
+
+def _largest(x: np.ndarray) -> float:
+    return float(np.abs(x[np.isfinite(x)]).max(initial=0))
 
 
 def _scale(a: np.ndarray, n: np.ndarray) -> float:
@@ -407,6 +444,81 @@ def _compare(target: _Target, a: np.ndarray, n: Estimate, rtol: float, atol: flo
     )
 
 
+# -- smaller inputs ----------------------------------------------------------------------------------------
+
+
+class Smaller(NamedTuple):
+    """Inputs that fail as others did, and how."""
+
+    inputs: tuple
+    error: GradcheckError
+
+
+def smaller(check: Callable, inputs: Sequence[Any], error: GradcheckError, seconds: float = 10) -> Smaller | None:
+    """The smallest and plainest inputs that Hypothesis finds on which `check` fails for the same input and cause.
+
+    Axes of one length stay of one length, since a function may rely on it. None if there are none, or Hypothesis is
+    not installed, or is at work already and will shrink by itself.
+    """
+    try:
+        from hypothesis import HealthCheck, Phase, currently_in_test_context, find, settings
+        from hypothesis import strategies as st
+    except ImportError:
+        return None
+    arrays = {i: x.array for i, x in enumerate(inputs) if isinstance(x, Variable)}
+    lengths = sorted({length for x in arrays.values() for length in x.shape if length > 1})
+    if currently_in_test_context():
+        return None
+    until = time.monotonic() + seconds
+    failing: dict[tuple, Smaller] = {}
+
+    def made(choice: tuple) -> tuple:
+        sizes, plainness = dict(zip(lengths, choice[0], strict=True)), dict(zip(arrays, choice[1], strict=True))
+        points = list(inputs)
+        for i, x in arrays.items():
+            part = _plainer(x[tuple(slice(sizes.get(length, length)) for length in x.shape)], plainness[i])
+            points[i] = Variable.wrap(part).requires_grad_(inputs[i].node is not None)
+        return tuple(points)
+
+    def fails(choice: tuple) -> bool:
+        if time.monotonic() > until:
+            return False
+        try:
+            points = made(choice)
+            check(*points)
+        except GradcheckError as found:
+            same = (found.cause, found.input) == (error.cause, error.input)
+            if same:
+                failing[choice] = Smaller(points, found)
+            return same
+        except Exception:  # the function does not take these inputs
+            return False
+        return False
+
+    choices = st.tuples(
+        st.tuples(*(st.integers(1, length) for length in lengths)),
+        st.tuples(*(st.integers(0, len(DIGITS)) for _ in arrays)),
+    )
+    quiet = settings(
+        max_examples=100, deadline=None, database=None, phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    try:
+        return failing[find(choices, fails, settings=quiet, random=random.Random(0))]
+    except Exception:  # none, or no time for the last one: the failure to report is in any case the one there was
+        return min(failing.values(), key=lambda f: sum(np.size(f.inputs[i].array) for i in arrays), default=None)
+
+
+DIGITS = (0, 1, 2, 4)  # that numbers are rounded to, from the plainest on; then as they are
+
+
+def _plainer(x: np.ndarray, plainness: int) -> np.ndarray:
+    """An array with fewer digits; a whole-numbered one with zeros."""
+    if plainness == len(DIGITS):
+        return x.copy()
+    return np.round(x, DIGITS[plainness]) if x.dtype.kind == "f" else np.zeros_like(x) if not plainness else x.copy()
+
+
 # -- what went wrong ---------------------------------------------------------------------------------------
 
 
@@ -461,8 +573,11 @@ def _permutations(axes: int) -> Iterator[tuple[int, ...]]:
         yield from itertools.islice(itertools.permutations(range(axes)), 1, None)
 
 
-def reproduction(function: Callable, inputs: Sequence[Any]) -> str:
-    """Lines to paste into a Python session that run this check again."""
+def reproduction(function: Callable, inputs: Sequence[Any], check: str = "gradcheck", count: int | None = None) -> str:
+    """Lines to paste into a Python session that run this check again.
+
+    Of the inputs, those after the first `count` are upstream gradients.
+    """
     params = getattr(function, "keywords", {})  # of a functools.partial
     lines = ["import numpy as np", "import autograd", "from numpy import array, float32, float64, int64", ""]
     names = []
@@ -476,11 +591,12 @@ def reproduction(function: Callable, inputs: Sequence[Any]) -> str:
     name = _name(function)
     if name in registry:
         lines[2:2] = [f"import {module}" for module in modules_of(registry[name])]
-        arguments = ", ".join([*names, *(f"{key}={literal(value)}" for key, value in params.items())])
-        lines.append(f'f = lambda {", ".join(names)}: autograd.registry["{name}"]({arguments})')
+        arguments = ", ".join([*names[:count], *(f"{key}={literal(value)}" for key, value in params.items())])
+        lines.append(f'f = lambda {", ".join(names[:count])}: autograd.registry["{name}"]({arguments})')
     else:
         lines.append(_import_of(function))
-    lines.append(f"autograd.gradcheck(f, [{', '.join(names)}])")
+    upstream = f", [{', '.join(names[count:])}]" if count is not None and names[count:] else ""
+    lines.append(f"autograd.{check}(f, [{', '.join(names[:count])}]{upstream})")
     return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ This file knows nothing of operators; a node's `op` is asked for its derivative 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import traceback
 import weakref
@@ -311,6 +312,8 @@ def _input_gradients(node: Node, dout: Gradient, needs: tuple, create_graph: boo
         shape, dtype = node.inputs[index]
         fresh = node.op.fresh
         if gradient.shape != shape:
+            if not _broadcasts(shape, gradient.shape):
+                raise GradientShapeError(node.op.name, index, shape, gradient.shape)
             gradient = unbroadcast(gradient, shape)
             fresh = True
         if gradient.dtype != dtype:
@@ -320,6 +323,23 @@ def _input_gradients(node: Node, dout: Gradient, needs: tuple, create_graph: boo
             check_finite(gradient, node, "backward")
         parts.append((index, (gradient, fresh)))
     return parts
+
+
+class GradientShapeError(ValueError):
+    """An operator's rule returned a gradient (of shape `got`) that its input (of shape `expected`) cannot have."""
+
+    def __init__(self, name: str, index: int, expected: tuple[int, ...], got: tuple[int, ...]) -> None:
+        super().__init__(
+            f"`{name}`: expected a gradient of shape {expected} for input {index}, or of one that {expected} "
+            f"broadcasts to, got {got}; mend the operator's rule"
+        )
+        self.expected, self.got = expected, got
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether an array of `shape` can be stretched to the shape `to`."""
+    extra = len(to) - len(shape)
+    return extra >= 0 and all(size in (1, wanted) for size, wanted in zip(shape, to[extra:], strict=True))
 
 
 def unbroadcast(gradient: Gradient, shape: tuple[int, ...]) -> Gradient:
@@ -422,23 +442,35 @@ class AnomalyError(FloatingPointError):
     """A NaN or Inf, caught where it was made (see `detect_anomaly`)."""
 
 
-def check_finite(value: Any, node: Node | None, when: str, op_name: str | None = None) -> None:
+def check_finite(value: Any, node: Node | None, when: str, op_name: str | None = None, given: Iterable = ()) -> None:
+    """Raise AnomalyError if there is a NaN or Inf in what an operator computed, from the arrays it was given."""
     array = value.array if isinstance(value, Variable) else np.asarray(value)
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return
-    bad = "NaN" if np.isnan(array).any() else "Inf"
     index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+    bad = "NaN" if np.isnan(array[index]) else "Inf"
+    numbers = [x for x in given if isinstance(x, np.ndarray | np.generic | float) and np.asarray(x).dtype.kind == "f"]
+    verb = "made" if all(np.isfinite(x).all() for x in numbers) else "was given"
     where = node.trace if node is not None else _caller()
     raise AnomalyError(
-        f"`{op_name or node.name}` made the first {bad} in its {when} pass, at index {index} of shape {array.shape}"  # type: ignore[union-attr]
+        f"`{op_name or node.name}` {verb} the first {bad} in its {when} pass, at index {index} of shape {array.shape}"  # type: ignore[union-attr]
         + (f"; it was called at\n{where}" if where else "")
     )
 
 
 def _caller() -> str:
-    """The line of user code that is being executed: the innermost one outside this package."""
-    here = __file__.rpartition("graph.py")[0]
-    for frame in reversed(traceback.extract_stack()[:-1]):
-        if not frame.filename.startswith(here):
-            return f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}\n    {frame.line}'
-    return "  (no line outside the library)"
+    """The line of user code that is being executed, and the lines of the rooms above this one that it went through."""
+    here = os.path.dirname(__file__) + os.sep
+    house = os.path.dirname(os.path.dirname(here)) + os.sep
+    through = []
+    for frame, line in traceback.walk_stack(None):
+        file = frame.f_code.co_filename
+        if file.startswith(here):
+            continue
+        through.append((frame, line))
+        if not (file.startswith(house) and frame.f_globals.get("__package__")):  # in no package beside this one
+            break
+    lines = traceback.StackSummary.extract(iter(through))
+    if not lines:
+        return "  (no line outside the library)"
+    return "\n".join(f'  File "{f.filename}", line {f.lineno}, in {f.name}\n    {f.line}' for f in reversed(lines))

@@ -260,7 +260,7 @@ class Op:
         if tracked:
             self._record(result, inputs, arrays, extras, params, needs)
         if state.anomaly:
-            check_finite(out, result.node, "forward", self.name)
+            check_finite(out, result.node, "forward", self.name, arrays)
         return result
 
     def _record(self, result: Variable, inputs: tuple, arrays: list, extras: tuple, params: dict, needs: tuple) -> None:

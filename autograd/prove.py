@@ -300,6 +300,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("certificate.html"), help="the page; the table goes beside it")
     parser.add_argument("operators", nargs="*", help="names (default: all)")
     options = parser.parse_args(arguments)
+    if options.examples < 0:
+        parser.error(f"--examples: expected 0 or more, got {options.examples}")
     unknown = [name for name in options.operators if name not in registry]
     if unknown:
         parser.error(f"there is no operator {unknown[0]!r}; there are: {', '.join(sorted(registry))}")

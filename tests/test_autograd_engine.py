@@ -67,6 +67,36 @@ def test_any_graph_of_sums_and_products_is_differentiated(data):
         assert x.grad.item() == pytest.approx(derivatives[-1], rel=1e-12, abs=1e-12)
 
 
+@pytest.mark.parametrize("wrong", [(3, 2), (6,), (1, 2, 3, 1), (1, 3), ()], ids=str)
+def test_a_gradient_that_its_input_cannot_have_is_refused(wrong):
+    """Of the right size in another shape above all, which a reshape would let through."""
+    x = leaf(2, 3)
+    y = x * 1
+    y.node.op = Wrong(np.ones(wrong))
+    with pytest.raises(ValueError, match=r"`wrong`: expected a gradient of shape \(2, 3\) for input 0, or of one"):
+        y.sum().backward()
+
+
+class Wrong:
+    """An operator whose rule returns this gradient."""
+
+    name, fresh = "wrong", False
+
+    def __init__(self, gradient):
+        self.gradient = gradient
+
+    def differentiate(self, node, dout, needs):
+        return [(0, self.gradient)]
+
+
+def test_a_gradient_is_summed_over_what_was_stretched():
+    x = leaf(2, 1, 3)
+    y = x * 1
+    y.node.op = Wrong(np.arange(5 * 2 * 4 * 3.0).reshape(5, 2, 4, 3))
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad.array, y.node.op.gradient.sum((0, 2)).reshape(2, 1, 3))
+
+
 def test_a_hundred_thousand_operations_need_no_deeper_stack():
     x = Tensor(np.array(1.0), requires_grad=True)
     y = x
@@ -360,6 +390,10 @@ def test_anomalies_are_caught_where_they_are_made():
         with pytest.raises(autograd.AnomalyError, match=r"`log` made the first NaN .*forward .*\(1,\)") as e:
             x.log()  # this line is named
         assert "this line is named" in str(e.value)
+        with pytest.raises(autograd.AnomalyError, match=r"`log` made the first Inf .*\(0,\)"):
+            Tensor(np.array([0.0, -1.0])).log()
+        with pytest.raises(autograd.AnomalyError, match=r"`mul` was given the first NaN .*\(1,\)"):
+            x * np.array([1.0, np.nan])
         y = (Tensor(np.array([0.0]), requires_grad=True)).sqrt()
         with pytest.raises(autograd.AnomalyError, match="`sqrt` made the first Inf in its backward pass"):
             y.sum().backward()

@@ -58,6 +58,37 @@ def test_an_operator_is_proved_on_all_of_its_space(op):
 
 
 @by_name
+def test_a_result_that_shares_an_input_s_memory_notices_when_that_is_changed(op):
+    for sample in samples_of(op):
+        inputs = as_tensors(op, sample.inputs)
+        out = op(*inputs, **sample.params)
+        for x in inputs:
+            if isinstance(x, autograd.Tensor) and np.shares_memory(x.array, out.array):
+                assert out.storage is x.storage
+
+
+@by_name
+def test_a_graph_that_is_kept_gives_the_same_gradients_again(op):
+    """Whoever got the first ones may write into them. And nothing comes of nothing."""
+    for sample in samples_of(op):
+        inputs = as_tensors(op, sample.inputs)
+        out = op(*inputs, **sample.params)
+        dout = autograd.Tensor(np.random.default_rng(0).normal(size=out.shape))
+        found = []
+        for _ in range(2):
+            out.backward(dout, retain_graph=True)
+            found.append([x.grad.array.copy() for x in wanted(inputs) if x.grad is not None])
+            for x in wanted(inputs):
+                if x.grad is not None:
+                    x.grad.mutate().fill(np.nan)
+                x.grad = None
+        for first, second in zip(*found, strict=True):
+            np.testing.assert_array_equal(first, second)
+        out.backward(autograd.Tensor(np.zeros(out.shape)))
+        assert not any(x.grad.array.any() for x in wanted(inputs) if x.grad is not None)
+
+
+@by_name
 def test_a_primitive_of_several_arrays_broadcasts_them(op):
     several = sum(any(isinstance(s.inputs[i], np.ndarray) for s in samples_of(op)) for i in range(len(op.inputs))) > 1
     assert op.broadcasts == (several and not op.is_fused and not op.variadic)
@@ -88,13 +119,20 @@ def test_integers_are_computed_in_the_default_floating_dtype(op):
 
 @by_name
 def test_integers_never_become_float64(op):
-    """What is no whole number any more is in the default dtype, unless float64 was asked for."""
+    """What is no whole number any more is in the default dtype, unless float64 was asked for; and it is right."""
     if op.is_fused or op.name == "cast":
         return
     sample = next(s for s in samples_of(op) if all(np.size(x) for x in s.inputs))
     integers = [np.ones(x.shape, np.int64) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
                 for x in sample.inputs]  # fmt: skip
     assert op(*integers, **sample.params).dtype != np.float64
+    wide = [x.astype(np.float64) if isinstance(x, np.ndarray) and x.dtype == np.int64 else x for x in integers]
+    np.testing.assert_allclose(op(*integers, **sample.params), op(*wide, **sample.params), rtol=1e-6)
+
+
+@pytest.mark.parametrize("op", [op for op in OPERATORS if "keepdim" in op.params], ids=lambda op: op.name)
+def test_a_reduction_reduces_everything_and_keeps_no_axis_unless_told_to(op):
+    assert np.shape(op(np.ones((2, 3)))) == ()
 
 
 @given(st.data())

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import autograd
-from autograd import Tensor
+from autograd import Tensor, ops
+from autograd.kernels.random import uniform
 
 EXPRESSIONS = [
     # arithmetic and broadcasting
@@ -51,7 +52,7 @@ EXPRESSIONS = [
     lambda x, y: x.flip(0), lambda x, y: x.flip((0, 2)), lambda x, y: x.transpose(1, 2).contiguous().view(2, -1),
     lambda x, y: x.chunk(2, dim=-1)[1], lambda x, y: x.chunk(2, dim=1)[0], lambda x, y: x.split(2, dim=1)[1],
     lambda x, y: x.split([1, 3], dim=2)[1], lambda x, y: x.unbind(1)[2], lambda x, y: x.tril(), lambda x, y: x.triu(1),
-    lambda x, y: x.tril(-1),
+    lambda x, y: x.tril(-1), lambda x, y: x.chunk(3, dim=1)[2],
     # indexing
     lambda x, y: x[0], lambda x, y: x[-1, 1], lambda x, y: x[:, 1:, ::2], lambda x, y: x[..., 0], lambda x, y: x[None],
     lambda x, y: x[[0, 1, 1]], lambda x, y: x[:, [0, 2, 2], 1], lambda x, y: x[x > 0],
@@ -65,7 +66,9 @@ EXPRESSIONS = [
     lambda x, y: y[:, 0] @ y, lambda x, y: x.matmul(y.T),
     lambda x, y: x.topk(2).values, lambda x, y: x.topk(2, dim=1, largest=False)[0], lambda x, y: y.repeat(2, 3),
     lambda x, y: y.repeat(2, 1, 1), lambda x, y: x.repeat_interleave(2, dim=1), lambda x, y: y.repeat_interleave(2),
+    lambda x, y: x[:, :0].prod(dim=1) * 2,
     # copies and dtypes
+    lambda x, y: (x > 0).long().clamp(min=0.5) * x.float(), lambda x, y: (x > 0).long().clamp(max=0.5) * x.float(),
     lambda x, y: x.clone() * 2, lambda x, y: x.float() * 2, lambda x, y: x.detach() * x,
 ]  # fmt: skip
 
@@ -132,6 +135,19 @@ def test_powers_of_zero_have_the_derivatives_that_their_record_states():
         (a**b).sum().backward()
     np.testing.assert_array_equal(a.grad.array, [0, 1, 0, np.inf])
     np.testing.assert_array_equal(b.grad.array, [0, 0, 0, 0])
+
+
+def test_functions_of_arrays_reduce_everything_and_correct_variances_unless_told_otherwise():
+    x = np.random.default_rng(0).normal(size=(2, 5))
+    assert ops.var(x) == pytest.approx(np.var(x, ddof=1)) and ops.std(x) == pytest.approx(np.std(x, ddof=1))
+    assert all(np.shape(f(x)) == () for f in (ops.mean, ops.var, ops.std, ops.prod))
+
+
+def test_dropout_keeps_what_draws_p_itself():
+    u = uniform((64,), 3)
+    for definition in (ops.dropout, ops.dropout.plain):
+        kept = definition(np.ones(64), p=float(u[5]), seed=3) != 0
+        np.testing.assert_array_equal(kept, u >= u[5])
 
 
 def test_randint_and_multinomial_read_their_arguments_as_pytorch_does():
@@ -225,6 +241,8 @@ def test_numpy_and_item_refuse_what_would_mislead():
     (lambda x: x.split([1, 1], dim=1), ValueError, "add up to 3"),
     (lambda x: Tensor([1, 2]).mean(), TypeError, "floating"),
     (lambda x: x.expand(4, 3), ValueError, "can be repeated"),
+    (lambda x: x.gather(0, Tensor([0])), ValueError, "index with 2 axes"),
+    (lambda x: x.gather(0, Tensor([[[0]]])), ValueError, "index with 2 axes"),
 ])  # fmt: skip
 def test_errors_say_what_was_expected(call, error, words):
     with pytest.raises(error, match=words):

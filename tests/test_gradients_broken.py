@@ -186,6 +186,19 @@ def test_a_report_names_the_likely_cause(cause, name, changes, inputs):
     assert caught.value.cause == cause
 
 
+def test_what_proves_nothing_is_no_proof():
+    x, rng = leaf(3), np.random.default_rng(0)
+    for check in (autograd.gradcheck, autograd.gradgradcheck):
+        for result in (3.0, {"loss": x.sum()}, np.ones(3)):
+            with pytest.raises(TypeError, match="to return a Tensor or several, got"):
+                check(lambda x, result=result: result, x)
+        with pytest.raises(ValueError, match="at least one input with requires_grad=True"):
+            check(lambda x: x * x, x.detach())
+    with pytest.raises(GradcheckError, match="other values when it is called again") as caught:
+        autograd.gradcheck(lambda x: x * rng.normal(size=3), x)
+    assert caught.value.cause == "random"
+
+
 def test_a_report_names_operator_input_index_values_and_error_bar():
     x = Tensor(np.array([[1.0, 2.0], [3.0, 4.0]]), requires_grad=True)
     wrong = rebuilt("mul", db=lambda dout, a: ops.where(a == 3.0, 0, dout * a))
@@ -214,6 +227,35 @@ def test_a_reproduction_can_be_pasted():
             exec(str(proved.value).split("to see it again:\n\n")[1], {})
     finally:
         registry["sub"] = right
+
+
+def test_what_is_reported_is_as_small_as_can_be():
+    """One number for each input, of few digits, that fails in the same way; and never another failure."""
+    wrong = rebuilt("mul", da=lambda dout, b: dout * b * b)
+    x, y = leaf(4, 5), leaf(5)
+    for function, check in ((wrong, autograd.gradcheck), (lambda x, y: wrong(x, y.exp()) @ y, autograd.gradgradcheck)):
+        with pytest.raises(GradcheckError, match="on smaller inputs") as caught:
+            check(function, (x, y))
+        assert caught.value.analytic != caught.value.numeric and str(list(caught.value.index)) in str(caught.value)
+        lines = str(caught.value).split("to see it again:\n\n")[1].splitlines()
+        small = [eval(line.split("Tensor(")[1].split(", requires")[0], {"array": np.array, "float64": np.float64})
+                 for line in lines if line.startswith("x")]  # fmt: skip
+        assert [array.shape for array in small] == [(1, 1), (1,)]
+        assert all(len(str(array.item())) <= len("-0.1234") for array in small)
+        assert lines[-1].startswith(f"autograd.{check.__name__}(f, [x0, x1]")
+
+
+def test_what_cannot_be_made_smaller_is_reported_as_it_is():
+    """A function that takes one shape only, and fails at one point only."""
+    point = np.array([0.123456789, 2.0])
+
+    def at_one_point(x):
+        assert x.shape == (2,)
+        return (x.detach() if np.abs(x.array - point).max() < 0.1 else x) * 2
+
+    with pytest.raises(GradcheckError) as caught:
+        autograd.gradcheck(at_one_point, Tensor(point, requires_grad=True))
+    assert caught.value.cause == "nothing" and "2.0]" in str(caught.value).split("to see it again")[1]
 
 
 def test_one_line_proves_an_operator_of_the_user_s_own_and_shrinks_what_fails():

@@ -133,6 +133,7 @@ def test_a_product_with_a_vector_is_not_rounded():
     rng = np.random.default_rng(4)
     a, b = normal(rng, 1, 300), normal(rng, 300, 200)
     np.testing.assert_array_equal(matmul_bf16(a, b), matmul(a, b))
+    np.testing.assert_array_equal(matmul_bf16(b.T, a.T), matmul(b.T, a.T))
     rows = normal(rng, 5, 1, 300)  # five tokens of a batch are no vector
     np.testing.assert_array_equal(matmul_bf16(rows, b)[:, 0], matmul_bf16(rows[:, 0], b))
 

@@ -1,5 +1,6 @@
 """AdamW against the algorithm as its paper states it, and the sum of squares against its definition."""
 
+import itertools
 import math
 
 import numpy as np
@@ -52,10 +53,13 @@ def test_adamw_like_the_textbook(dtype, shape, seed, grad_scale, data):
 def test_arrays_are_checked():
     good = lambda: np.zeros((3, 4), np.float32)
     transposed = np.zeros((4, 3), np.float32).T
-    for name, wrong in (("grad", np.zeros(12, np.float32)), ("m", np.zeros((3, 4))), ("v", transposed)):
+    wrongs = [np.zeros(12, np.float32), np.zeros((3, 4)), np.zeros((3, 4), np.float16), np.zeros((4, 3), np.float32)]
+    for name, wrong in (*itertools.product(("grad", "m", "v"), wrongs), ("m", transposed), ("v", transposed)):
         arrays = {"param": good(), "grad": good(), "m": good(), "v": good()} | {name: wrong}
         with pytest.raises(ValueError, match=f"expected {name} to be|expected param, m and v"):
             adamw([(*arrays.values(), at_step(1))])
+    with pytest.raises(ValueError, match="expected grad to be float32"):
+        adamw([(good(), np.zeros((3, 4)), np.zeros((3, 4)), good(), at_step(1))])
 
 
 many_sizes = st.lists(st.sampled_from([0, 1, 100, GRAIN - 1, GRAIN, GRAIN + 1, 3 * GRAIN]), max_size=6)

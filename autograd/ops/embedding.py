@@ -43,7 +43,7 @@ class embedding:
         yield Sample((rng.normal(size=(5, 4)), np.array([1, 1, 1])))
         yield Sample((rng.normal(size=(5, 4)), np.array([1, 5])), error=IndexError, match="from 0 to 4, got 5")
         yield Sample((rng.normal(size=(5, 4)), np.array([2, -1])), error=IndexError, match="from 0 to 4, got -1")
-        yield Sample((rng.normal(size=(5, 4)), np.array([1, 2, 6])), error=IndexError, match="from 0 to 4, got 6")
+        yield Sample((rng.normal(size=(5, 4)), np.array([0, 2, 6])), error=IndexError, match="from 0 to 4, got 6")
 
     def space(draw):
         V = draw.size(1, 5)

@@ -62,6 +62,7 @@ class getitem:
     """
 
     view = True
+    fresh = True
 
     def forward(x, *, index):
         return x[index]
@@ -89,8 +90,6 @@ class scatter:
 
     dx = dout[index]
     """
-
-    fresh = True
 
     def forward(x, *, shape, index):
         out = np.zeros(shape, x.dtype)
