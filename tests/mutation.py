@@ -60,7 +60,8 @@ PROOFS = {
     "activation": "gelu silu swiglu", "attention": "attention causal_self_attention",
     "attention_vectors": "attention causal_self_attention", "attention_bfloat16": "attention causal_self_attention",
     "cross_entropy": "cross_entropy linear_cross_entropy", "elementary": "gelu silu softmax", "embedding": "embedding",
-    "norm": "layer_norm rms_norm", "mlp": "mlp", "epilogue": "mlp", "random": "dropout", "rotary": "rotary_embedding", "softmax": "softmax log_softmax",
+    "norm": "layer_norm rms_norm", "mlp": "mlp", "epilogue": "mlp", "random": "dropout", "rotary": "rotary_embedding",
+    "softmax": "softmax log_softmax",
     "special": "erf", "matmul": "linear matmul", "matrix": "linear matmul", "sums": "add",
 }  # fmt: skip
 # Kernel files without a test file of their own name, or with more than one.
