@@ -141,7 +141,8 @@ def second_axis(chart: figure, label: str, factor: float, tick_format: str) -> N
 def marked_level(chart: figure, level: float, text: str, place: int = 0) -> None:
     """A dashed line across the chart, and what it stands for; another `place` for each, levels can be near."""
     chart.add_layout(themed(Span(location=level, dimension="width", line_dash="dashed"), line_color="base"))
-    label = Label(x=4 + 90 * place, y=level, x_units="screen", text=text, text_font_size="11px", text_baseline="bottom")
+    label = Label(x=4 + 65 * place, y=level, x_units="screen", text=text, text_font_size="11px", text_baseline="bottom",
+                  y_offset=3)  # above the line, not on it
     chart.add_layout(themed(label, text_color="dim"))
 
 
@@ -215,7 +216,7 @@ def loss_chart(record: Record, steps: Steps) -> figure:
             rows = [("step", "@x{0,0}"), ("validation", "@val{0.0000}"), ("bits per byte", "@bits{0.0000}")]
             hover(chart, dots, rows)
     for place, (name, level) in enumerate((name, level) for name, level in levels.items() if low <= level <= high):
-        marked_level(chart, level, name, place)
+        marked_level(chart, level, name.removeprefix("bytes, "), place)
     if math.isfinite(record.bytes_per_token):
         second_axis(chart, "bits per byte", 1 / nats_per_token(1, record.bytes_per_token), "0.0[0]")
     style_legend(chart)
@@ -345,7 +346,7 @@ def baseline_chart(record: Record) -> figure:
     names = [name for name, _, _ in rows]
     chart = figure(
         height=40 + 34 * len(rows), sizing_mode="stretch_width", y_range=names, toolbar_location=None, tools="",
-        x_range=Range1d(0, max(bits for _, bits, _ in rows) * 1.18), min_border=4, background_fill_alpha=0,
+        x_range=Range1d(0, max(bits for _, bits, _ in rows) * 1.3), min_border=4, background_fill_alpha=0,
         border_fill_alpha=0, outline_line_alpha=0,
     )  # fmt: skip
     for name, bits, colour in rows:

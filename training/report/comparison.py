@@ -118,7 +118,7 @@ def validation_chart(runs: Runs, xs: Sequence[np.ndarray], x_label: str, x_forma
     shared = next(iter(baselines)) if len(baselines) == 1 else ()
     near = [(name, level) for name, level in shared if low_high[0] <= level <= low_high[1]]
     for place, (name, level) in enumerate(near):
-        marked_level(chart, level, name, place)
+        marked_level(chart, level, name.removeprefix("bytes, "), place)
     chart.xaxis.formatter = NumeralTickFormatter(format=x_format)
     return chart
 
