@@ -78,7 +78,7 @@ def report_of(folder):
 @pytest.mark.parametrize(
     ("how", "reason", "operator", "parameter"),
     [
-        (nan_forward, "the loss is nan", "`mul` made the first NaN in its forward pass", "norm.weight"),
+        (nan_forward, "the loss is nan", "`mul` was given the first NaN in its forward pass", "norm.weight"),
         (nan_backward, "the norm of the gradient is nan", "`sqrt` made the first Inf in its backward", "norm.weight"),
     ],
 )
