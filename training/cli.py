@@ -6,6 +6,7 @@ here they become a SettingsError, whose message is one.
 
 import contextlib
 import io
+import re
 from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
@@ -14,6 +15,11 @@ import tyro
 from training.errors import SettingsError, suggestion
 
 Arguments = TypeVar("Arguments")
+# What Python says of a word that is no number, and what a user needs to hear.
+PLAINLY = {
+    r"invalid literal for int\(\) with base 10: (.*)": r"expected a whole number, got \1",
+    r"could not convert string to float: (.*)": r"expected a number, got \1",
+}
 
 
 def parse(kind: type[Arguments], words: Sequence[str], program: str) -> Arguments:
@@ -31,6 +37,8 @@ def parse(kind: type[Arguments], words: Sequence[str], program: str) -> Argument
         # A box: its heading, then the message, then rules with helpful remarks between them.
         inside = [line.strip("│╭╮╰╯─ \n") for line in screen.getvalue().splitlines()[1:]]
         message = " ".join(inside[: inside.index("") if "" in inside else None])
+        for words_of_python, words_for_people in PLAINLY.items():
+            message = re.sub(words_of_python, words_for_people, message)
         raise SettingsError(message.removeprefix("Error parsing ").rstrip(".") + "; --help lists all") from None
 
 
