@@ -232,3 +232,15 @@ def test_what_is_drawn_reaches_the_bfloat16_kernel():
     assert "bfloat16" in prove("matmul_2d", sample)
     assert "bfloat16" not in prove("exp", Sample((np.ones(3),)))
     assert bfloat16.matmul_precision.current == "float32"
+
+
+def test_where_all_digits_cancel_the_bound_is_what_rounding_does():
+    """Rows of equal numbers: second derivatives of the norm are zero, and their terms are 10⁸ times larger than x."""
+    x = Tensor(np.repeat([[-1.11699], [0.66901], [-0.62099], [-0.90099]], 3, axis=1), requires_grad=True)
+    assert autograd.gradgradcheck(lambda x: ops.layer_norm(x, None, None, eps=1e-5), (x,))
+
+
+def test_rounding_excuses_no_derivative_that_is_wrong():
+    x = Tensor(np.array([1.0, 2.0, 3.0]), requires_grad=True)
+    with pytest.raises(autograd.GradcheckError, match="off"):
+        autograd.gradcheck(lambda x: x * 1.0 + (x * 1e-6).detach(), (x,))

@@ -110,6 +110,9 @@ def kernel(function: Callable | None = None, *, signature: Any = None, parallel:
         # they lie. The two round differently, and the bits of a run would depend on where its memory happens to be.
         "noalias": not parallel,
     } | options
+    if signature is not None:
+        numba.get_num_threads()  # loads what parallel loops call. Numba does so for a cached kernel with a loop of its
+        # own, and not for one that calls another's; to meet an unknown symbol ends the process
     with _numba_caches_in(CACHE_FOLDER):
         return numba.njit(signature, cache=CACHE_FOLDER is not None, **settings)(function)
 
