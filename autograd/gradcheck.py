@@ -318,14 +318,14 @@ class _Target:
         rng, here, moves = np.random.default_rng(seed), analytic(self), []
         for _ in range(TRIES):
             inputs = [
-                Tensor(x.array * (1 + EPS * rng.choice([-1.0, 1.0], x.shape)), requires_grad=True)
+                Tensor(x.array * (1 + EPS * rng.choice([-1.0, 1.0], x.array.shape)), requires_grad=True)
                 if isinstance(x, Variable) and x.node is not None
                 else x
                 for x in self.inputs
             ]
             moves.append(np.abs(analytic(_Target(self.function, inputs, self.which)) - here))
         moved = np.max(moves, axis=0)
-        most = 1e-5 * max(_scale(here, numeric.value), 1e-3)
+        most = 1e-4 * max(_scale(here, numeric.value), 1e-3)
         return replace(numeric, bar=numeric.bar + np.where(moved <= most, moved, 0))
 
     def numeric(self, step: float, reduce: Callable = lambda y: y) -> Estimate:
