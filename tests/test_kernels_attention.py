@@ -53,7 +53,7 @@ def exact(dout, q, k, v, scale, causal, p, seed, unit=0):
         out = (weights * keep) @ v_heads
     dk, dv = dscores.swapaxes(2, 3) @ q, (weights * keep).swapaxes(2, 3) @ dout
     over_groups = lambda x: x.reshape(B, K, group, Tk, q.shape[3]).sum(axis=2)
-    return out, lse[..., 0], dscores @ k_heads, over_groups(dk), over_groups(dv)
+    return out, lse[..., 0] / np.log(2), dscores @ k_heads, over_groups(dk), over_groups(dv)
 
 
 def compare(dout, q, k, v, scale, causal, p=0.0, seed=0, unit=0, **targets):
@@ -134,7 +134,20 @@ def test_large_scores(dtype):
     rising = np.linspace(-1e4, 1e4, 150).astype(dtype)[:, None] * np.ones(8, dtype) / 8
     out, lse = attention(np.ones_like(q), rising[None, None], v, scale=1.0, causal=False)
     np.testing.assert_allclose(out, np.broadcast_to(v[:, :, -1:], v.shape), rtol=1e-5)
-    np.testing.assert_allclose(lse, 1e4, rtol=1e-6)
+    np.testing.assert_allclose(lse, 1e4 / np.log(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "precision"), KINDS, ids=str)
+@pytest.mark.parametrize("T", [1, 2, 3, 40])
+def test_the_first_key_has_all_the_weight_of_the_first_query(dtype, precision, T):
+    """However large its score: what reaches its value is dout, to the last digit."""
+    rng = np.random.default_rng(0)
+    q, k, v, dout = (round_to_bfloat16(rng.standard_normal((4, 2, T, 24))).astype(dtype) for _ in range(4))
+    dout[:, :, 1:], v[...] = 0, 1
+    with matmul_precision(precision):
+        out, lse = attention(q, k, v, scale=50.0, causal=True)
+        dq, dk, dv = attention_backward(dout, q, k, v, out, lse, scale=50.0, causal=True)
+    np.testing.assert_array_equal(dv, dout)
 
 
 @pytest.mark.parametrize(("dtype", "precision"), KINDS, ids=str)

@@ -1,15 +1,16 @@
 """Scaled dot-product attention, streaming: forward and backward without the T×T matrix.
 
-    s_ij = scale · q_i·k_j,  −∞ where masked         p_ij = exp(s_ij − lse_i)         out_i = Σ_j p_ij·v_j
-    lse_i = log Σ_j exp(s_ij)
+    s_ij = log₂e · scale · q_i·k_j,  −∞ where masked     p_ij = 2^(s_ij − lse_i)     out_i = Σ_j p_ij·v_j
+    lse_i = log₂ Σ_j 2^(s_ij)
 
     backward:   δ_i   = dout_i·out_i                 ds_ij = p_ij·(dout_i·v_j − δ_i)
                 dq_i  = scale · Σ_j ds_ij·k_j        dk_j  = scale · Σ_i ds_ij·q_i    dv_j = Σ_i p_ij·dout_i
 
-Forward keeps for each query the largest score m so far, the sum l of exp(s − m), and Σ exp(s − m)·v; a larger m scales
-both sums down (the online softmax of Milakov and Gimelshein, arXiv:1805.02867, blocked as in FlashAttention,
-arXiv:2205.14135 and 2307.08691). Only lse = m + log l is saved; backward makes p again from it. With dropout, p̃ =
-p·keep/(1 − dropout_p) takes the place of p in out and dv, and dout_i·v_j is dropped and scaled likewise.
+which is softmax(scale · q kᵀ) v, as e^x = 2^(log₂e · x). Forward keeps for each query the largest score m so far, the sum
+l of 2^(s − m), and Σ 2^(s − m)·v; a larger m scales both sums down (the online softmax of Milakov and Gimelshein,
+arXiv:1805.02867, blocked as in FlashAttention, arXiv:2205.14135 and 2307.08691). Only lse = m + log₂ l is saved;
+backward makes p again from it. With dropout, p̃ = p·keep/(1 − dropout_p) takes the place of p in out and dv, and
+dout_i·v_j is dropped and scaled likewise.
 
 The work is done in one of two rooms: `attention_vectors` for float32 and float64, and `attention_bfloat16` for float32
 arrays whose products are rounded: when `matmul_precision("bfloat16")` is set and the processor has tiles.
@@ -34,7 +35,7 @@ import numpy as np
 from numba import types
 
 from . import attention_bfloat16, attention_vectors
-from .arrays import flat, give_back, workspace
+from .arrays import give_back, workspace
 from .attention_parts import places
 from .bfloat16 import amx_available, matmul_precision
 from .jit import callback, kernel, num_threads
@@ -130,11 +131,24 @@ def _offset(shape: tuple[int, ...], causal: bool) -> int:
     return Tk - Tq + 1 if causal else Tk
 
 
+def _run(
+    tasks: Callable, size: int, shape: tuple[int, ...], arrays: tuple[np.ndarray, ...], lse: np.ndarray, scale: float,
+    causal: bool, dropout_p: float, seed: int,
+) -> None:
+    """Let all threads do `tasks`, each in a workspace of `size` numbers."""
+    dtype = lse.dtype
+    memory = workspace(dtype, num_threads(), size)
+    _compiled(tasks, dtype)(places(*arrays), shape, lse.reshape(-1), dtype.type(scale), _offset(shape, causal),
+                            _dropout(dtype, dropout_p, seed), queues(len(memory)), memory)  # fmt: skip
+    give_back(memory)
+
+
 def attention(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float, causal: bool, dropout_p: float = 0.0, seed: int = 0,
     out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """softmax(scale · q kᵀ) v with q (B, H, Tq, D) and k, v (B, K, Tk, D) → (out (B, H, Tq, D), lse (B, H, Tq)).
+    """softmax(scale · q kᵀ) v with q (B, H, Tq, D) and k, v (B, K, Tk, D) → (out (B, H, Tq, D), lse (B, H, Tq)),
+    lse being the logarithm, to base 2, of the sum that softmax divides by.
 
     float32 or float64; with `matmul_precision("bfloat16")` the products of float32 arrays are rounded as in `matmul`.
 
@@ -149,15 +163,9 @@ def attention(
     q, k, v = _readable(q), _readable(k), _readable(v)
     out = _target(out, q, "out")
     lse = np.empty(q.shape[:3], q.dtype)
-    number = q.dtype.type
-    dropout = _dropout(q.dtype, dropout_p, seed)
     room = attention_vectors if q.shape[2] <= FEW else _room(q.dtype)
-    memory = workspace(q.dtype, num_threads(), room.forward_size(shape, q.itemsize))
-    tasks = attention_vectors.forward_few if q.shape[2] <= FEW else room.forward
-    attend = _compiled(tasks, q.dtype)
-    attend(places(q, k, v, out), shape, lse.reshape(-1), number(scale), _offset(shape, causal), dropout,
-           queues(len(memory)), memory)
-    give_back(memory)
+    tasks = room.forward_few if q.shape[2] <= FEW else room.forward
+    _run(tasks, room.forward_size(shape, q.itemsize), shape, (q, k, v, out), lse, scale, causal, dropout_p, seed)
     return out, lse
 
 
@@ -176,16 +184,19 @@ def attention_backward(
     if not q.size:
         dk[...], dv[...] = 0, 0
         return dq, dk, dv
-    number = q.dtype.type
-    dropout = _dropout(q.dtype, dropout_p, seed)
     room = _room(q.dtype)
-    memory = workspace(q.dtype, num_threads(), room.backward_size(shape, q.itemsize))
+    if q.shape[2] <= FEW:
+        # Their scores were summed in another order. The last digits of a large one would be gone: e^(s − lse) of a key
+        # that has all the weight would not be 1.
+        lse, unused = np.empty_like(lse), np.empty_like(q)
+        size = room.forward_size(shape, q.itemsize)
+        _run(room.forward, size, shape, (q, k, v, unused), lse, scale, causal, dropout_p, seed)
     parts = shape[-1]
     sums = [(x, np.empty((parts, *x.shape), x.dtype)) for x in (dk, dv)] if parts > 1 else []
     dkv = [part.reshape(-1, *x.shape[1:]) for x, part in sums] or [dk, dv]
-    _compiled(room.backward, q.dtype)(places(q, k, v, out, dout, dq, *dkv), shape, flat(lse),
-                  number(scale), _offset(shape, causal), dropout, queues(len(memory)), memory)  # fmt: skip
-    give_back(memory)
+    size = room.backward_size(shape, q.itemsize)
+    _run(room.backward, size, shape, (q, k, v, out, dout, dq, *dkv), np.ascontiguousarray(lse), scale, causal,
+         dropout_p, seed)  # fmt: skip
     for x, part in sums:
         np.add.reduce(part, axis=0, out=x)
     return dq, dk, dv

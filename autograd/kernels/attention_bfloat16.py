@@ -414,7 +414,7 @@ def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker,
             _reciprocals(state, factors)
             _write_transposed(sums, factors, at(out, batch, head, first), out.row, rows, D)
             for i in range(rows):
-                lse[row0 + i] = state[i] * scale + log(state[SQUARE + i])
+                lse[row0 + i] = state[i] * scale2 + log(state[SQUARE + i]) * np.float32(LOG2_E)
     _release_tiles(keys)
 
 
@@ -474,7 +474,7 @@ def _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker
             row_products(at(out, batch, head, first), out.row, dout_start, dout.row, rows, D, deltas)
             query_blocks = -(-rows // SQUARE)
             for i in range(query_blocks * SQUARE):
-                log_sums[i] = lse[row0 + i] * np.float32(LOG2_E) if i < rows else 0
+                log_sums[i] = lse[row0 + i] if i < rows else 0
                 deltas[i] = deltas[i] if i < rows else 0
             for chunk in range(0, min(Tk, first + rows - 1 + offset), CHUNK):
                 key_blocks = -(-min(CHUNK, Tk - chunk, first + rows - 1 + offset - chunk) // SQUARE)

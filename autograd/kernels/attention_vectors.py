@@ -291,7 +291,7 @@ def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker,
     B, H, K, Tq, Tk, D, parts = shape
     q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
     L = lanes(q.start)
-    panel, log_2 = 2 * L, lse.dtype.type(1 / LOG2_E)
+    panel, log2_e = 2 * L, lse.dtype.type(LOG2_E)
     one, zero, scale2 = scale / scale, scale - scale, lse.dtype.type(scale * LOG2_E)
     width, padded, blocks = round_up(D, panel), round_up(Tk, panel), -(-Tq // QUERIES)
     transposed = pointer(memory)
@@ -332,7 +332,7 @@ def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker,
                 log_sums[i] = total
                 unpack(shift(sums, i * width), width, at(out, batch, head, first + i), 0, 1, D, width, one / total)
             for i in range(rows):
-                lse[row0 + i] = maxima[i * L] * log_2 + log(log_sums[i])
+                lse[row0 + i] = maxima[i * L] + log(log_sums[i]) * log2_e
 
 
 @kernel
@@ -377,7 +377,7 @@ def _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker
             _pack_padded(dout_start, dout.row, rows, padded_rows, D, width, one, douts)
             row_products(at(out, batch, head, first), out.row, dout_start, dout.row, rows, D, deltas)
             for i in range(padded_rows):
-                log_sums[i] = lse[row0 + i] * log2_e if i < rows else zero
+                log_sums[i] = lse[row0 + i] if i < rows else zero
                 deltas[i] = deltas[i] if i < rows else zero
             for j in range(0, min(Tk, first + rows - 1 + offset), KEYS):
                 seen = first + offset - j
@@ -404,7 +404,7 @@ def _few_queries(places, shape, lse, scale, offset, dropout, counters, worker, m
     """Forward without blocks, for a query or two (text is being generated): keys and values are read where they lie."""
     B, H, K, Tq, Tk, D, _ = shape
     q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
-    width = round_up(D, lanes(q.start))
+    width, log2_e = round_up(D, lanes(q.start)), lse.dtype.type(LOG2_E)
     while True:
         task = next_task(counters, worker, B * H)
         if task < 0:
@@ -423,7 +423,7 @@ def _few_queries(places, shape, lse, scale, offset, dropout, counters, worker, m
             factor = scale / scale / total
             for j in range(weights.size):
                 weights[j] *= factor
-            lse[(batch * H + head) * Tq + i] = maximum + log(total)
+            lse[(batch * H + head) * Tq + i] = (maximum + log(total)) * log2_e
             _drop(pointer(weights), 1, weights.size, weights.size, ((batch * H + head) * Tq + i) * Tk, 0, dropout)
             weighted_sum(pointer(weights), weights.size, at(v, batch, kv, 0), v.row, at(out, batch, head, i), D)
 

@@ -5,7 +5,7 @@
 
 The kernel never stores the (T, T) matrix of weights: it streams over blocks of keys, keeping for each query the running
 maximum and sum (online softmax), and saves only their logarithm, the log-sum-exp. The backward pass recomputes the
-weights P = e^(q kᵀ·scale − lse) block by block.
+weights P = e^(q kᵀ·scale − lse) block by block (in powers of 2, which processors make sooner).
 
 Source: Dao et al., "FlashAttention", 2022 and "FlashAttention-2", 2023; Milakov and Gimelshein, "Online normalizer
 calculation for softmax", 2018.
