@@ -6,8 +6,8 @@
     backward:   δ_i   = dout_i·out_i                 ds_ij = p_ij·(dout_i·v_j − δ_i)
                 dq_i  = scale · Σ_j ds_ij·k_j        dk_j  = scale · Σ_i ds_ij·q_i    dv_j = Σ_i p_ij·dout_i
 
-which is softmax(scale · q kᵀ) v, as e^x = 2^(log₂e · x). Forward keeps for each query the largest score m so far, the sum
-l of 2^(s − m), and Σ 2^(s − m)·v; a larger m scales both sums down (the online softmax of Milakov and Gimelshein,
+which is softmax(scale · q kᵀ) v, as e^x = 2^(log₂e · x). Forward keeps for each query the largest score m so far, the
+sum l of 2^(s − m), and Σ 2^(s − m)·v; a larger m scales both sums down (the online softmax of Milakov and Gimelshein,
 arXiv:1805.02867, blocked as in FlashAttention, arXiv:2205.14135 and 2307.08691). Only lse = m + log₂ l is saved;
 backward makes p again from it. With dropout, p̃ = p·keep/(1 − dropout_p) takes the place of p in out and dv, and
 dout_i·v_j is dropped and scaled likewise.
