@@ -98,6 +98,7 @@ NO_RULE = re.compile(r"samples?$|space$|_pairs|_apart|_samples|_space|examples$|
 NO_VALUE = {"domain", "fresh", "__all__", "kinks", "_SHAPES"}
 # How much of an array is worked on at a time: any size gives the same numbers, at another speed.
 NO_VALUE |= {"GRAIN", "CHUNK_BYTES", "PARTIALS", "QUERIES", "KEYS", "FEW", "DEPTH", "WIDTH", "GROUP", "SMALL", "APART"}
+NO_VALUE |= {"parts"}  # into which the queries of a head are cut
 NO_VALUE |= {"DOTS", "UNROLL", "VECTOR_TASK", "VECTOR_UNIT"}
 NO_VALUE |= {"CLOCKS_TILE", "CLOCKS_PACK", "CLOCKS_PACK_A", "CLOCKS_PACK_B"}
 
@@ -235,6 +236,8 @@ def meaningless(source: str) -> list[tuple[tuple[int, int], tuple[int, int], str
             if getattr(node.func, "attr", "") == "reshape":
                 for argument in node.args:  # NumPy takes any negative size for the one to infer
                     leave_out(argument if isinstance(argument, ast.UnaryOp) else None, "NumberReplacer|Invert")
+            if getattr(node.func, "id", "") == "rows_per_chunk":  # any number of rows gives the same numbers
+                leave_out(node)
             if getattr(node.func, "id", "") == "prange":
                 leave_out(node, "^(?!.*OffByOne)")  # more chunks than there are find nothing to do
         elif isinstance(node, ast.AnnAssign):
