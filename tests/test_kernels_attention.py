@@ -16,6 +16,7 @@ from kernel_checks import DTYPES, check, dtypes, precise, same_bits_for_any_thre
 
 from autograd.kernels import attention as attention_module
 from autograd.kernels import bfloat16
+from autograd.kernels.arrays import give_back, workspace
 from autograd.kernels.attention import FEW, attention, attention_backward
 from autograd.kernels.bfloat16 import amx_available, matmul_precision, round_to_bfloat16
 from autograd.kernels.random import uniform
@@ -64,7 +65,7 @@ def compare(dout, q, k, v, scale, causal, p=0.0, seed=0, unit=0, **targets):
     expected = exact(dout, q, k, v, scale, causal, p, seed)
     rounded = exact(dout, q, k, v, scale, causal, p, seed, unit) if unit else [0.0] * 5
     # the error of a score is that of a sum of D products, and moves the weight by as much, relatively
-    biggest = lambda x: float(abs(x).max(initial=0))
+    biggest, scale = lambda x: float(abs(x).max(initial=0)), abs(scale)
     conditioning = 16 + q.shape[3] + scale * biggest(q) * biggest(k) * q.shape[3]
     check(out, expected[0], conditioning, scale=biggest(v) / (1 - p), also=rounded[0])
     check(lse, expected[1], conditioning)
@@ -151,6 +152,21 @@ def test_the_first_key_has_all_the_weight_of_the_first_query(dtype, precision, T
     np.testing.assert_array_equal(dv, dout)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("T", [2, 70])
+def test_a_negative_scale_is_that_of_negative_queries(dtype, T):
+    rng = np.random.default_rng(0)
+    dout, q, k, v = (rng.standard_normal((1, 2, T, 24)).astype(dtype) for _ in range(4))
+    for scale in (0.0, 1.0, 300.0):
+        out, lse = attention(q, k, v, scale=-scale, causal=True)
+        dq, *found = attention_backward(dout, q, k, v, out, lse, scale=-scale, causal=True)
+        other = attention(-q, k, v, scale=scale, causal=True)
+        negative, *expected = attention_backward(dout, -q, k, v, *other, scale=scale, causal=True)
+        for a, b in zip((out, lse, dq, *found), (*other, -negative, *expected), strict=True):
+            np.testing.assert_array_equal(a, b)
+            assert np.isfinite(a).all()
+
+
 @pytest.mark.parametrize(("dtype", "precision"), KINDS, ids=str)
 @pytest.mark.parametrize("Tq", [1, 100])
 def test_nan_and_infinity_reach_the_queries_that_see_them(dtype, precision, Tq):
@@ -167,10 +183,11 @@ def test_nan_and_infinity_reach_the_queries_that_see_them(dtype, precision, Tq):
 def test_one_query_at_a_time_gives_what_all_give_at_once(dtype):
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, heads, 90, 24)).astype(dtype) for heads in (4, 2, 2))
-    whole, _ = attention(q, k, v, scale=0.3, causal=True)
+    whole, sums = attention(q, k, v, scale=0.3, causal=True)
     for t in (1, 2, 64, 90):
-        last, _ = attention(q[:, :, t - 1:t], k[:, :, :t], v[:, :, :t], scale=0.3, causal=True)
+        last, lse = attention(q[:, :, t - 1:t], k[:, :, :t], v[:, :, :t], scale=0.3, causal=True)
         check(last, precise(whole[:, :, t - 1:t]), 64)
+        check(lse, precise(sums[:, :, t - 1:t]), 64)
 
 
 needs_tiles = pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
@@ -193,6 +210,8 @@ def test_in_bfloat16_over_several_chunks_of_keys(T, D):
     with matmul_precision("bfloat16"):
         compare(*arrays, D**-0.5, True, unit=BFLOAT16)
         compare(*arrays, 2.0, True, 0.1, 3, unit=BFLOAT16)
+        compare(*arrays, -2.0, True, unit=BFLOAT16)
+        compare(*arrays, 0.0, True, unit=BFLOAT16)
         compare(*arrays, D**-0.5, False, unit=BFLOAT16)
 
 
@@ -235,6 +254,45 @@ def test_without_tiles_attention_stays_in_float32(monkeypatch):
         monkeypatch.setattr(module, "amx_available", lambda: False)
     with pytest.warns(RuntimeWarning, match="stay in float32"), matmul_precision("bfloat16"):
         np.testing.assert_array_equal(attention(q, k, v, scale=1.0, causal=True)[0], expected)
+
+
+GUARD, UNUSED = 1 << 16, 1 << 12  # numbers
+
+
+@pytest.mark.parametrize(("dtype", "precision"), KINDS, ids=str)
+@pytest.mark.parametrize(("Tq", "Tk", "D"), [(130, 130, 16), (64, 300, 33), (530, 520, 80)])
+def test_a_workspace_is_as_large_as_what_is_laid_out_in_it(monkeypatch, dtype, precision, Tq, Tk, D):
+    """Nothing is written beyond it, little is left over at its end, and what it held before does not matter."""
+    rng = np.random.default_rng(0)
+    dout, q = (rng.standard_normal((1, 2, Tq, D)).astype(dtype) for _ in range(2))
+    k, v = (rng.standard_normal((1, 1, Tk, D)).astype(dtype) for _ in range(2))
+    options = {"scale": 0.1, "causal": Tq == Tk, "dropout_p": 0.1, "seed": 1}
+
+    def run():
+        out, lse = attention(q, k, v, **options)
+        return out, lse, *attention_backward(dout, q, k, v, out, lse, **options)
+
+    sizes = []
+
+    def take(dtype, workers, size):
+        sizes.append(size)
+        memory = workspace(dtype, workers, size + GUARD)
+        memory[:, :size], memory[:, size:] = np.nan, 7
+        return memory
+
+    def look_at(memory):
+        assert (memory[:, sizes[-1]:] == 7).all()
+        assert not np.isnan(memory[:, sizes[-1] - UNUSED:sizes[-1]]).all()
+        give_back(memory)
+
+    with matmul_precision(precision):
+        expected = run()
+        monkeypatch.setattr(attention_module, "workspace", take)
+        monkeypatch.setattr(attention_module, "give_back", look_at)
+        found = run()
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(sizes) == 2
 
 
 def test_shapes_are_checked():

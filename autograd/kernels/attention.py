@@ -49,9 +49,12 @@ ROWS_OF_PART = 64  # queries that a part has at least
 FEW = 2  # queries: for so few, packing the keys does not pay
 
 
-def _room(dtype: np.dtype) -> ModuleType:
-    """Where the kernels are for this dtype in the precision that is set."""
-    rounded = matmul_precision.current == "bfloat16" and dtype == np.float32 and amx_available()
+def _room(dtype: np.dtype, scale: float) -> ModuleType:
+    """Where the kernels are for this dtype in the precision that is set.
+
+    In bfloat16 products are hidden, and the largest found, before they are scaled: by a positive number only.
+    """
+    rounded = matmul_precision.current == "bfloat16" and dtype == np.float32 and scale > 0 and amx_available()
     return attention_bfloat16 if rounded else attention_vectors
 
 
@@ -163,7 +166,7 @@ def attention(
     q, k, v = _readable(q), _readable(k), _readable(v)
     out = _target(out, q, "out")
     lse = np.empty(q.shape[:3], q.dtype)
-    room = attention_vectors if q.shape[2] <= FEW else _room(q.dtype)
+    room = attention_vectors if q.shape[2] <= FEW else _room(q.dtype, scale)
     tasks = room.forward_few if q.shape[2] <= FEW else room.forward
     _run(tasks, room.forward_size(shape, q.itemsize), shape, (q, k, v, out), lse, scale, causal, dropout_p, seed)
     return out, lse
@@ -184,7 +187,7 @@ def attention_backward(
     if not q.size:
         dk[...], dv[...] = 0, 0
         return dq, dk, dv
-    room = _room(q.dtype)
+    room = _room(q.dtype, scale)
     if q.shape[2] <= FEW:
         # Their scores were summed in another order. The last digits of a large one would be gone: e^(s − lse) of a key
         # that has all the weight would not be 1.
