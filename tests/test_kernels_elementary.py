@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from kernel_checks import DTYPES, PRECISE
 
@@ -35,7 +35,7 @@ def mapped(function):
     return apply
 
 
-COMPILED = {name: mapped(getattr(elementary, name)) for name in [*FUNCTIONS, "exp2"]}
+COMPILED = {name: mapped(getattr(elementary, name)) for name in [*FUNCTIONS, "exp2", "narrow", "widen"]}
 
 
 def apply(name, x):
@@ -114,6 +114,20 @@ def test_exp2_where_attention_needs_it(dtype):
     assert (below >= 0).all() and (below <= info.tiny).all()
     special = apply("exp2", np.array([-np.inf, np.nan, 0] * 7, dtype))
     np.testing.assert_array_equal(special, np.array([0, np.nan, 1] * 7, dtype))
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40))
+@example([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7F800000, 0xFF7FFFFF, 0x3F808000, 0x3F818000, 0x3F808001, 0x80000000])
+def test_bfloat16_is_the_nearest_and_ties_go_to_even(bits):
+    x, short = np.array(bits, np.uint32).view(np.float32), np.empty(len(bits), np.uint16)
+    COMPILED["narrow"](x, short)
+    wide = np.empty(len(bits), np.float32)
+    COMPILED["widen"](short, wide)
+    assert [int(s) << 16 for s in short] == list(wide.view(np.uint32))
+    np.testing.assert_array_equal(np.isnan(wide), np.isnan(x))
+    for b, s in zip(bits, short, strict=True):
+        if not np.isnan(np.uint32(b).view(np.float32)):
+            assert s == (b >> 16) + ((b & 0xFFFF) + (b >> 16 & 1) > 0x8000)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -42,11 +42,13 @@ def test_the_opposite_angle_turns_back(dtype, seed):
 
 
 def test_shapes_are_checked():
-    x = np.zeros((1, 3, 2, 8), np.float32)
-    for cos_shape in ((3, 8), (2, 4), (3, 3)):
+    x, odd = np.zeros((1, 3, 2, 8), np.float32), np.zeros((1, 3, 2, 7), np.float32)
+    for x, cos_shape in ((x, (3, 8)), (x, (2, 4)), (x, (3, 3)), (odd, (3, 3)), (x[0], (3, 4)), (x[..., None], (3, 4))):
         cos = np.zeros(cos_shape, np.float32)
         with pytest.raises(ValueError, match="expected x"):
             rotary(x, cos, cos)
+    with pytest.raises(ValueError, match="expected x"):
+        rotary(x, np.zeros((3, 4), np.float32), np.zeros((3, 5), np.float32))
 
 
 def test_same_bits_for_any_threads():
