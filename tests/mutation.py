@@ -97,8 +97,8 @@ RAISES = re.compile(
 NO_RULE = re.compile(r"samples?$|space$|_pairs|_apart|_samples|_space|examples$|^plan$")  # plan: who does what when
 NO_VALUE = {"domain", "fresh", "__all__", "kinks", "_SHAPES"}
 # How much of an array is worked on at a time: any size gives the same numbers, at another speed.
-NO_VALUE |= {"GRAIN", "CHUNK_BYTES", "PARTIALS", "QUERIES", "KEYS", "FEW", "DEPTH", "WIDTH", "GROUP", "SMALL", "APART", "step"}
-NO_VALUE |= {"DOTS", "UNROLL", "VECTOR_TASK", "VECTOR_UNIT"}
+NO_VALUE |= {"GRAIN", "CHUNK_BYTES", "PARTIALS", "QUERIES", "KEYS", "FEW", "DEPTH", "WIDTH", "GROUP", "SMALL", "APART"}
+NO_VALUE |= {"DOTS", "UNROLL", "VECTOR_TASK", "VECTOR_UNIT", "step"}
 NO_VALUE |= {"CLOCKS_TILE", "CLOCKS_PACK", "CLOCKS_PACK_A", "CLOCKS_PACK_B"}
 
 

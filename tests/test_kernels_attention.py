@@ -179,6 +179,21 @@ def test_nan_and_infinity_reach_the_queries_that_see_them(dtype, precision, Tq):
         assert np.isnan(out[0, 0, -1]).all() and np.isfinite(out[0, 0, :-1]).all() and np.isfinite(lse[0, 0, :-1]).all()
 
 
+@pytest.mark.parametrize(("dtype", "precision"), KINDS, ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("Tq", "Tk"), [(300, 300), (40, 530), (2, 70)])
+def test_an_infinite_value_stays_in_its_column(dtype, precision, causal, Tq, Tk):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((1, 1, T, 64)).astype(dtype) for T in (Tq, Tk, Tk))
+    bad = v.copy()
+    bad[:, :, 0, ::20] = np.inf
+    with matmul_precision(precision):
+        expected, _ = attention(q, k, v, scale=0.1, causal=causal)
+        out, _ = attention(q, k, bad, scale=0.1, causal=causal)
+    expected[..., ::20] = np.inf
+    np.testing.assert_array_equal(out, expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_query_at_a_time_gives_what_all_give_at_once(dtype):
     rng = np.random.default_rng(0)
