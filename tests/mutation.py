@@ -217,8 +217,12 @@ def meaningless(source: str) -> list[tuple[tuple[int, int], tuple[int, int], str
         if isinstance(node, ast.FunctionDef):
             if NO_RULE.search(node.name):
                 leave_out(node)
-            if not node.args.defaults and not any(node.args.kw_defaults):  # a bare `*` is no product
+            if not node.args.defaults and not any(node.args.kw_defaults):
                 stretches.append(((node.lineno, node.col_offset), (node.body[0].lineno, 0), ""))
+            if node.args.kwonlyargs and not node.args.vararg:  # a bare `*` is no product
+                before = [node, *node.args.args, *node.args.defaults][-1 if node.args.args else 0]
+                start = (node.lineno, node.col_offset) if before is node else (before.end_lineno, before.end_col_offset)
+                stretches.append((start, (node.args.kwonlyargs[0].lineno, node.args.kwonlyargs[0].col_offset), ""))
             for decorator in node.decorator_list:
                 leave_out(decorator)
             for argument in (*node.args.args, *node.args.kwonlyargs):

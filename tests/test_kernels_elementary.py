@@ -35,7 +35,7 @@ def mapped(function):
     return apply
 
 
-COMPILED = {name: mapped(getattr(elementary, name)) for name in [*FUNCTIONS, "exp2", "narrow", "widen"]}
+COMPILED = {name: mapped(getattr(elementary, name)) for name in [*FUNCTIONS, "exp2", "narrow", "widen", "as_number"]}
 
 
 def apply(name, x):
@@ -124,6 +124,12 @@ def test_bfloat16_is_the_nearest_and_ties_go_to_even(bits):
     wide = np.empty(len(bits), np.float32)
     COMPILED["widen"](short, wide)
     assert [int(s) << 16 for s in short] == list(wide.view(np.uint32))
+    with np.errstate(invalid="ignore"):  # NaN that signals
+        double = x.astype(np.float64)
+    for number in (short, x, double):  # what kernels read from arrays of any kind
+        read = np.empty(len(bits), np.float64)
+        COMPILED["as_number"](number, read)
+        np.testing.assert_array_equal(read, wide if number is short else number)
     np.testing.assert_array_equal(np.isnan(wide), np.isnan(x))
     for b, s in zip(bits, short, strict=True):
         if not np.isnan(np.uint32(b).view(np.float32)):
