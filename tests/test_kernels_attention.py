@@ -314,8 +314,14 @@ def test_shapes_are_checked():
     array = lambda *shape: np.zeros(shape, np.float32)
     with pytest.raises(ValueError, match="H a multiple of K"):
         attention(array(1, 3, 4, 8), array(1, 2, 4, 8), array(1, 2, 4, 8), scale=1, causal=False)
-    with pytest.raises(ValueError, match="expected q"):
-        attention(array(1, 2, 4, 8), array(1, 2, 4, 8), array(1, 2, 5, 8), scale=1, causal=False)
+    good = (1, 2, 4, 8)
+    for q, k, v in (
+        (good, good, (1, 2, 5, 8)), (good, (1, 2, 5, 8), good), ((2, 2, 4, 8), good, good), ((1, 2, 4, 7), good, good),
+        ((1, 2, 4, 9), good, good), (good[1:], good, good), (good[1:],) * 3, ((*good, 1),) * 3,
+        ((*good, 1), good, good), (good, (1, 0, 4, 8), (1, 0, 4, 8)), ((2, 4, 8), good, good), (good, (2, 2, 4, 8), (2, 2, 4, 8)),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="expected q"):
+            attention(array(*q), array(*k), array(*v), scale=1, causal=False)
     with pytest.raises(ValueError, match="as many keys as queries"):
         attention(array(1, 2, 5, 8), array(1, 2, 4, 8), array(1, 2, 4, 8), scale=1, causal=True)
     with pytest.raises(ValueError, match="at least one key"):
