@@ -235,7 +235,7 @@ def meaningless(source: str) -> list[tuple[tuple[int, int], tuple[int, int], str
             leave_out(node)
         elif isinstance(node, ast.Call):
             for option in node.keywords:
-                leave_out(option if option.arg == "copy" else None)  # of what need not be copied
+                leave_out(option if option.arg in ("copy", "strict") else None)  # of what need not be copied or differ
             if getattr(node.func, "attr", "") == "reshape":
                 for argument in node.args:  # NumPy takes any negative size for the one to infer
                     leave_out(argument if isinstance(argument, ast.UnaryOp) else None, "NumberReplacer|Invert")
