@@ -100,6 +100,7 @@ NO_VALUE = {"domain", "fresh", "__all__", "kinks", "_SHAPES"}
 NO_VALUE |= {"GRAIN", "CHUNK_BYTES", "PARTIALS", "QUERIES", "KEYS", "FEW", "DEPTH", "WIDTH", "GROUP", "SMALL", "APART"}
 NO_VALUE |= {"DOTS", "UNROLL", "VECTOR_TASK", "VECTOR_UNIT", "step"}
 NO_VALUE |= {"CLOCKS_TILE", "CLOCKS_PACK", "CLOCKS_PACK_A", "CLOCKS_PACK_B"}
+NO_OPTION = {"copy", "strict", "likely"}  # what need not be copied, does not differ in length, or decides about speed
 
 
 # -- which mutants -----------------------------------------------------------------------------------------------------
@@ -235,7 +236,7 @@ def meaningless(source: str) -> list[tuple[tuple[int, int], tuple[int, int], str
             leave_out(node)
         elif isinstance(node, ast.Call):
             for option in node.keywords:
-                leave_out(option if option.arg in ("copy", "strict") else None)  # of what need not be copied or differ
+                leave_out(option if option.arg in NO_OPTION else None)
             if getattr(node.func, "attr", "") == "reshape":
                 for argument in node.args:  # NumPy takes any negative size for the one to infer
                     leave_out(argument if isinstance(argument, ast.UnaryOp) else None, "NumberReplacer|Invert")

@@ -326,8 +326,12 @@ def test_shapes_are_checked():
         attention(array(1, 2, 5, 8), array(1, 2, 4, 8), array(1, 2, 4, 8), scale=1, causal=True)
     with pytest.raises(ValueError, match="at least one key"):
         attention(array(1, 2, 5, 8), array(1, 2, 0, 8), array(1, 2, 0, 8), scale=1, causal=False)
-    with pytest.raises(ValueError, match="expected out to be"):
-        attention(*[array(1, 2, 5, 8)] * 3, scale=1, causal=True, out=array(1, 2, 8, 5).swapaxes(2, 3))
+    read_only = array(*good)
+    read_only.flags.writeable = False
+    narrow = array(*good).astype(np.float16)
+    for out in (array(1, 2, 8, 4).swapaxes(2, 3), array(1, 2, 4, 9), array(*good).astype(float), narrow, read_only):
+        with pytest.raises(ValueError, match="expected out to be"):
+            attention(*[array(*good)] * 3, scale=1, causal=True, out=out)
 
 
 def test_same_bits_for_any_threads():

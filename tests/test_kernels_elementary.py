@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from kernel_checks import DTYPES, PRECISE
+from llvmlite import ir
 
 from autograd.kernels import elementary
 from autograd.kernels.jit import kernel
@@ -91,6 +92,17 @@ def test_infinities_and_nan_as_in_the_library(name, dtype):
         "normal_pdf": (0, 0, np.nan, 1 / math.sqrt(2 * math.pi), 1 / math.sqrt(2 * math.pi)),
     }[name]
     np.testing.assert_array_max_ulp(apply(name, x), np.array(expected * 7, dtype), maxulp=1, dtype=dtype)
+
+
+@pytest.mark.parametrize(("number", "bits"), [(ir.FloatType(), 32), (ir.DoubleType(), 64)], ids=str)
+def test_constants_stand_in_every_lane_of_a_vector(number, bits):
+    vector, integer = ir.VectorType(number, 8), ir.IntType(bits)
+    assert elementary.constants_of(vector) is elementary.constants_of(number)
+    assert elementary.constants_of(number).zero.itemsize * 8 == bits
+    assert elementary.integers_like(number) == integer
+    assert elementary.integers_like(vector) == ir.VectorType(integer, 8)
+    assert str(elementary.constant(vector, 2)) == str(ir.Constant(vector, [2.0] * 8))
+    assert str(elementary.constant(integer, 2.0)) == str(ir.Constant(integer, 2))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
