@@ -66,7 +66,8 @@ PROOFS = {
 }  # fmt: skip
 # Kernel files without a test file of their own name, or with more than one.
 OTHERS = {
-    "arrays": "arrays", "ir": "matmul attention bfloat16", "matrix": "matmul bfloat16", "tasks": "matmul attention",
+    "arrays": "arrays", "ir": "ir matmul attention bfloat16 mlp", "matrix": "matmul bfloat16",
+    "tasks": "matmul attention",
     "attention_parts": "attention", "attention_vectors": "attention", "attention_bfloat16": "attention",
     "epilogue": "mlp",
     "special": "", "elementary": "elementary softmax activation",
@@ -94,11 +95,11 @@ RAISES = re.compile(
     r"|ReplaceComparisonOperator_(Lt|LtE|Gt|GtE|Eq|NotEq)_(Is|IsNot|In|NotIn)|RemoveDecorator|ExceptionReplacer)$"
 )
 
-NO_RULE = re.compile(r"samples?$|space$|_pairs|_apart|_samples|_space|examples$|^plan$")  # plan: who does what when
+NO_RULE = re.compile(r"samples?$|space$|_pairs|_apart|_samples|_space|examples$|^plan$|fetch")  # who does what when
 NO_VALUE = {"domain", "fresh", "__all__", "kinks", "_SHAPES"}
 # How much of an array is worked on at a time: any size gives the same numbers, at another speed.
 NO_VALUE |= {"GRAIN", "CHUNK_BYTES", "PARTIALS", "QUERIES", "KEYS", "FEW", "DEPTH", "WIDTH", "GROUP", "SMALL", "APART"}
-NO_VALUE |= {"DOTS", "UNROLL", "VECTOR_TASK", "VECTOR_UNIT", "step"}
+NO_VALUE |= {"DOTS", "UNROLL", "VECTOR_TASK", "VECTOR_UNIT", "TASKS", "ROWS_OF_PART", "step"}
 NO_VALUE |= {"CLOCKS_TILE", "CLOCKS_PACK", "CLOCKS_PACK_A", "CLOCKS_PACK_B"}
 NO_OPTION = {"copy", "strict", "likely"}  # what need not be copied, does not differ in length, or decides about speed
 

@@ -271,6 +271,34 @@ def test_without_tiles_attention_stays_in_float32(monkeypatch):
         np.testing.assert_array_equal(attention(q, k, v, scale=1.0, causal=True)[0], expected)
 
 
+@pytest.mark.parametrize(("dtype", "precision"), KINDS, ids=str)
+@pytest.mark.parametrize(("Tq", "Tk", "D"), [(2, 5, 3), (70, 70, 33), (20, 300, 80)])
+def test_what_lies_beside_the_operands_is_neither_read_nor_written(dtype, precision, Tq, Tk, D):
+    rng = np.random.default_rng(0)
+    margin = slice(3, -40)  # of rows and columns before and after
+    options = {"scale": 0.1, "causal": Tq == Tk}
+
+    def amid(array, other):
+        B, H, T, width = array.shape
+        around = np.full((B, H, T + 43, width + 43), other, array.dtype)
+        around[:, :, margin, margin] = array
+        return around[:, :, margin, margin]
+
+    dout, q = (rng.standard_normal((2, 2, Tq, D)).astype(dtype) for _ in range(2))
+    k, v = (rng.standard_normal((2, 1, Tk, D)).astype(dtype) for _ in range(2))
+    with matmul_precision(precision):
+        out, lse = attention(q, k, v, **options)
+        expected = out, *attention_backward(dout, q, k, v, out, lse, **options)
+        found = [amid(np.zeros_like(x), 7) for x in (q, q, k, v)]
+        dout, q, k, v = (amid(x, np.nan) for x in (dout, q, k, v))
+        attention(q, k, v, **options, out=found[0])
+        attention_backward(dout, q, k, v, amid(out, np.nan), lse, **options, dq=found[1], dk=found[2], dv=found[3])
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+        a[...] = 7
+        assert (a.base == 7).all()
+
+
 GUARD, UNUSED = 1 << 16, 1 << 12  # numbers
 
 
