@@ -67,7 +67,7 @@ PROOFS = {
 # Kernel files without a test file of their own name, or with more than one.
 OTHERS = {
     "arrays": "arrays", "ir": "ir matmul attention bfloat16 mlp", "matrix": "matmul bfloat16",
-    "tasks": "matmul attention",
+    "tasks": "matmul attention", "bfloat16": "bfloat16 mlp attention",
     "attention_parts": "attention", "attention_vectors": "attention", "attention_bfloat16": "attention",
     "epilogue": "mlp",
     "special": "", "elementary": "elementary softmax activation",
@@ -75,6 +75,7 @@ OTHERS = {
 # Which of these tests meet the kernel; the others would only compile more. One on a smaller processor is a process of
 # its own, in which nothing is changed.
 AIMED = {"attention_bfloat16": "bfloat16 or even", "attention_vectors": "not bfloat16"}
+AIMED["bfloat16"] = "bfloat16 or even or mlp"
 ELSEWHERE = "not processor"
 INFRASTRUCTURE = {"jit", "memory", "__init__"}  # how kernels are compiled and memory is kept: no arithmetic
 

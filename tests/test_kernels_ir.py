@@ -34,7 +34,7 @@ def nothing_is_stored(monkeypatch):
     ],
     ids=str,
 )
-def test_vector_registers_by_the_features_of_the_processor(monkeypatch, features, machine, expected):
+def test_vector_registers_by_features(monkeypatch, features, machine, expected):
     monkeypatch.setattr(ir, "features", lambda: frozenset(features))
     monkeypatch.setattr(platform, "machine", lambda: machine)
     assert ir.host.__wrapped__() == expected
