@@ -271,6 +271,14 @@ def test_without_tiles_attention_stays_in_float32(monkeypatch):
         np.testing.assert_array_equal(attention(q, k, v, scale=1.0, causal=True)[0], expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("earlier", [55, 63, 64, 119, 124, 127, 128])
+def test_the_diagonal_crosses_blocks_anywhere(dtype, earlier):
+    rng = np.random.default_rng(0)
+    dout, q, k, v = (rng.standard_normal((1, 1, T, 32)).astype(dtype) for T in (64, 64, 64 + earlier, 64 + earlier))
+    compare(dout, q, k, v, 0.2, True)
+
+
 @pytest.mark.parametrize(("dtype", "precision"), KINDS, ids=str)
 @pytest.mark.parametrize(("Tq", "Tk", "D"), [(2, 5, 3), (70, 70, 33), (20, 300, 80)])
 def test_what_lies_beside_the_operands_is_neither_read_nor_written(dtype, precision, Tq, Tk, D):
