@@ -7,6 +7,7 @@ import numba
 import numpy as np
 import pytest
 from kernel_checks import DTYPES
+from llvmlite import ir as llvm
 from numba import types
 from numba.extending import intrinsic
 
@@ -70,6 +71,15 @@ def run(body, *arrays, number=0, emitter=ir.Emitter):
     """Let `body(emitter, pointer, …, number)` write a function of two or three arrays, and call it; gives the last."""
     compiled(body, len(arrays), emitter)(*arrays, number)
     return arrays[-1]
+
+
+@pytest.mark.parametrize(
+    ("number", "size"), [(llvm.FloatType(), 4), (llvm.DoubleType(), 8), (llvm.IntType(16), 2), (ir.INT, 8)], ids=str
+)
+def test_vectors_fill_a_register(number, size):
+    emitter = ir.Emitter(None, number)
+    assert emitter.lanes * size == emitter.lanes * emitter.bytes == ir.host().vector_bytes
+    assert emitter.vector == llvm.VectorType(number, emitter.lanes)
 
 
 def lanes(dtype):
