@@ -61,6 +61,7 @@ DEPTH = 512
 WIDTH = 512
 WIDEST = 4 * WIDTH
 B_NUMBERS = WIDTH * (2 * DEPTH + 128)  # of b that are packed at a time: 1.2 MB
+KEPT = 5 * 2**16  # numbers of `out` that stay in the second-level cache beside a block of b: 1.3 MB
 LONGEST = B_NUMBERS // SQUARE  # sum that can be followed by an epilogue
 GROUP = 4 * SQUARE
 CLOCKS_TILE, CLOCKS_PACK = 2, 6  # per k: four multiplications of tiles are 64 for 32; packing 32 numbers
@@ -265,6 +266,19 @@ WORKSPACE = WIDEST + 2 * SQUARE * SQUARE + GROUP * WIDTH + (GROUP * DEPTH + B_NU
 
 
 @kernel
+def blocks_packed(K, M, wide):
+    """How many blocks of DEPTH terms of b (K, wide) are packed at a time for a product of M rows.
+
+    As many as fit: `out` is read and written once for each lot, and would come from memory at more than the price of
+    the products. One, where all rows of `out` fit into the cache beside it.
+    """
+    blocks = -(-K // DEPTH)
+    if 32 * count_steps(K) * wide <= B_NUMBERS:
+        return blocks
+    return 1 if M * wide <= KEPT else B_NUMBERS // (DEPTH * wide)
+
+
+@kernel
 def _add(a, b, out, M, N):
     for i in range(M):
         for j in range(N):
@@ -276,8 +290,8 @@ def _add(a, b, out, M, N):
 def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
     """out (M, N) = start + a @ b by one thread, for N of at most `widest`; or only what the epilogue makes of it.
 
-    All of b that fits is packed first, and the part of `out` that a group of rows makes (256 KB) is finished before
-    the next one: it would come back from memory for every DEPTH otherwise, at more than the price of the products.
+    What `blocks_packed` says of b is packed first, and then for each group of rows so much of a. Blocks depend on K
+    alone, and with them the order of sums.
     """
     scratch = shift(workspace, WIDEST)
     edge = shift(scratch, SQUARE * SQUARE)
@@ -285,26 +299,27 @@ def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
     packed_a = shift(sums.start, GROUP * WIDTH)
     packed_b = shift(packed_a, GROUP * DEPTH // 2)
     wide = -(-N // SQUARE) * SQUARE
-    slabs = -(-count_steps(K) // (B_NUMBERS // (32 * wide)))
-    for slab in range(slabs):
-        first, slab_depth = share(K, 32, slab, slabs)
-        blocks = -(-slab_depth // DEPTH)
-        for block in range(blocks):
-            k, depth = share(slab_depth, 32, block, blocks)
-            _pack(at(b, first + k, 0).start, b.column, b.row, N, depth, True, shift(packed_b, k * wide // 2), scratch)
+    blocks = -(-K // DEPTH)
+    slab = blocks_packed(K, M, wide)
+    for first in range(0, blocks, slab):
+        last = min(first + slab, blocks)
+        begin, _ = share(K, 32, first, blocks)
+        for block in range(first, last):
+            k, depth = share(K, 32, block, blocks)
+            _pack(at(b, k, 0).start, b.column, b.row, N, depth, True, shift(packed_b, (k - begin) * wide // 2), scratch)
         for group in range(0, M, GROUP):
             rows = min(GROUP, M - group)
             base, target = at(start, group, 0), at(out, group, 0)
-            for block in range(blocks):
-                k, depth = share(slab_depth, 32, block, blocks)
-                _pack(at(a, group, first + k).start, a.row, a.column, rows, depth, False, packed_a, scratch)
+            for block in range(first, last):
+                k, depth = share(K, 32, block, blocks)
+                _pack(at(a, group, k).start, a.row, a.column, rows, depth, False, packed_a, scratch)
                 for j in range(0, N, WIDTH):
                     columns = min(WIDTH, N - j)
                     source, goal = at(base, 0, j), at(target, 0, j)
                     if epilogue != NOTHING:
                         goal = sums
                         source = at(start, group, j) if block == 0 else sums
-                    panels_b = shift(packed_b, k * wide // 2 + j * count_steps(depth) * PAIRS)
+                    panels_b = shift(packed_b, (k - begin) * wide // 2 + j * count_steps(depth) * PAIRS)
                     _multiply_group(
                         packed_a, panels_b, count_steps(depth), source, goal, rows, columns, workspace, scratch, edge
                     )
