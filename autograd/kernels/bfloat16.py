@@ -36,7 +36,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .elementary import as_number
-from .epilogue import NOTHING, finish
+from .epilogue import NOTHING, finish, rounded
 from .ir import INT, TileEmitter, emitted, has, pointer, shift
 from .jit import kernel
 from .matmul import Product, multiply_with, product_of, use_for_float32
@@ -50,9 +50,13 @@ from .matrix import (
     operands,
     plan,
 )
+from .memory import empty
 from .tasks import load, next_task, reset, run, save, share
 
-__all__ = ["amx_available", "matmul_bf16", "matmul_narrow", "matmul_precision", "narrow_products", "round_to_bfloat16"]
+__all__ = [
+    "amx_available", "matmul_bf16", "matmul_narrow", "matmul_precision", "narrow_products", "round_to_bfloat16",
+    "rounded_product",
+]  # fmt: skip
 
 LINES, PAIRS = 16, 16  # of a tile: rows of a or columns of b; pairs of bfloat16 in the sum
 TILE = LINES * PAIRS  # numbers of 32 bits
@@ -445,6 +449,13 @@ def matmul_narrow(
     if epilogue != NOTHING:  # one number stands for the whole of a result that is nowhere written
         out = np.ndarray((len(a), b.shape[1]), np.float32, bytearray(4), strides=(0, 0))
     return multiply_with(_product(a.dtype.type, b.dtype.type), a, b, bias, out, False, epilogue, sides)
+
+
+def rounded_product(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """`matmul_narrow` with its result rounded to bfloat16, too: (M, N), uint16."""
+    out = empty((len(a), b.shape[1]), np.uint16)
+    matmul_narrow(a, b, bias=bias, epilogue=rounded().address, sides=(out, out))
+    return out
 
 
 class matmul_precision:

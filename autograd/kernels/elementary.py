@@ -35,6 +35,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
+from .ir import Bfloat16, has
 from .jit import kernel
 
 __all__ = ["as_number", "erf", "exp", "exp2", "like", "log", "logistic", "minus", "narrow", "normal_cdf", "normal_pdf",
@@ -296,9 +297,14 @@ def like(typing, x, value):
 
 @intrinsic
 def narrow(typing, x):
-    """float32 → the bits (uint16) of the nearest bfloat16, ties to even. NaN stays NaN."""
+    """float32 → the bits (uint16) of the nearest bfloat16, ties to even. NaN stays NaN.
+
+    Where the processor has an instruction for it, numbers below 2⁻¹²⁶ become 0.
+    """
     def emit(context, builder, signature, arguments):
         number, i32 = arguments[0], ir.IntType(32)
+        if has("avx512bf16"):
+            return builder.bitcast(builder.fptrunc(number, Bfloat16()), ir.IntType(16))
         bits = builder.bitcast(number, i32)
         odd = builder.and_(builder.lshr(bits, i32(16)), i32(1))
         rounded = builder.lshr(builder.add(bits, builder.add(odd, i32(0x7FFF))), i32(16))
