@@ -32,11 +32,12 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .elementary import as_number
-from .epilogue import NOTHING, finish, rounded
+from .elementary import as_number, as_stored
+from .epilogue import NOTHING, finish
 from .ir import INT, TileEmitter, emitted, has, pointer, shift
 from .jit import kernel
 from .matmul import Product, multiply_with, product_of, use_for_float32
@@ -65,6 +66,7 @@ DEPTH = 512
 WIDTH = 512
 WIDEST = 4 * WIDTH
 B_NUMBERS = WIDTH * (2 * DEPTH + 128)  # of b that are packed at a time: 1.2 MB
+ROUNDED = -1  # no epilogue's address: the result is rounded where it is written
 KEPT = 5 * 2**16  # numbers of `out` that stay in the second-level cache beside a block of b: 1.3 MB
 LONGEST = B_NUMBERS // SQUARE  # sum that can be followed by an epilogue
 GROUP = 4 * SQUARE
@@ -165,18 +167,21 @@ def _release_tiles(typingctx, anything):
 
 @intrinsic
 def _multiply_square(typingctx, a, b, steps, start, start_row, out, out_row, scratch):
-    """out (32, 32) = start + a @ b. a and b: two rows of `steps` tiles each.
+    """out (32, 32) = start + a @ b, rounded where `out` is bfloat16. a and b: two rows of `steps` tiles each.
 
     The sums take a detour over `scratch`: a tile that lies across cache lines is stored and loaded five times
     slower, and nobody aligns `out`.
     """
+
+    rounds = out.dtype == types.uint16
+    kind = ir.IntType(16) if rounds else ir.FloatType()
 
     def body(e, a, b, steps, start, start_row, out, out_row, scratch):
         sums, a_tiles, b_tiles = ((0, 1), (2, 3)), (4, 5), (6, 7)
         second, packed_row, scratch_row = e.builder.mul(steps, INT(TILE)), INT(PAIRS), INT(SQUARE)
         for i in range(SQUARE):
             for j in (0, SQUARE - 1):
-                e.prefetch(e.at(e.at(out, e.builder.mul(out_row, INT(i))), j), write=True)
+                e.prefetch(e.at(out, e.builder.add(e.builder.mul(out_row, INT(i)), INT(j)), kind), write=True)
         for tile in sums[0] + sums[1]:
             e.zero_tile(tile)
         with e.loop(steps, [a, b]) as carried:
@@ -194,12 +199,16 @@ def _multiply_square(typingctx, a, b, steps, start, start_row, out, out_row, scr
                 e.store_tile(sums[i][j], e.at(scratch, i * LINES * SQUARE + j * LINES), scratch_row)
         with e.loop(INT(SQUARE), [start, out, scratch]) as carried:
             start, out, scratch = carried
-            for j in range(0, SQUARE, e.lanes):
-                e.store(e.add(e.load(e.at(scratch, j)), e.load(e.at(start, j))), e.at(out, j))
-            carried[:] = e.at(start, start_row), e.at(out, out_row), e.at(scratch, scratch_row)
+            row = [e.add(e.load(e.at(scratch, j)), e.load(e.at(start, j))) for j in range(0, SQUARE, e.lanes)]
+            if rounds:
+                e.store(e.round_pair(*row), out)
+            else:
+                for j, vector in enumerate(row):
+                    e.store(vector, e.at(out, j * e.lanes))
+            carried[:] = e.at(start, start_row), e.at(out, out_row, kind), e.at(scratch, scratch_row)
 
     i = types.intp
-    return types.void(a, b, i, a, i, a, i, a), emitted("square", body, emitter=TileEmitter)
+    return types.void(a, b, i, a, i, out, i, a), emitted(f"square.{kind}", body, emitter=TileEmitter)
 
 
 @kernel
@@ -287,7 +296,7 @@ def _add(a, b, out, M, N):
     for i in range(M):
         for j in range(N):
             total = a.start[i * a.row + j * a.column] + b.start[i * b.row + j * b.column]
-            out.start[i * out.row + j * out.column] = total
+            out.start[i * out.row + j * out.column] = as_stored(total, out.start)
 
 
 @kernel
@@ -319,23 +328,26 @@ def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
                 _pack(at(a, group, k).start, a.row, a.column, rows, depth, False, packed_a, scratch)
                 for j in range(0, N, WIDTH):
                     columns = min(WIDTH, N - j)
-                    source, goal = at(base, 0, j), at(target, 0, j)
+                    source, goal, u_here = at(base, 0, j), at(target, 0, j), at(u, group, j)
                     if epilogue != NOTHING:
                         goal = sums
                         source = at(start, group, j) if block == 0 else sums
-                    panels_b = shift(packed_b, (k - begin) * wide // 2 + j * count_steps(depth) * PAIRS)
-                    _multiply_group(
-                        packed_a, panels_b, count_steps(depth), source, goal, rows, columns, workspace, scratch, edge
-                    )
-                    if epilogue != NOTHING and block == blocks - 1:
-                        finish(epilogue, sums, at(u, group, j), at(side, group, j), rows, columns)
+                    steps = count_steps(depth)
+                    panels = packed_a, shift(packed_b, (k - begin) * wide // 2 + j * steps * PAIRS)
+                    if epilogue == ROUNDED and block == blocks - 1:
+                        _multiply_group(panels, steps, source, u_here, rows, columns, workspace, scratch, edge)
+                    else:
+                        _multiply_group(panels, steps, source, goal, rows, columns, workspace, scratch, edge)
+                        if epilogue != NOTHING and block == blocks - 1:
+                            finish(epilogue, sums, u_here, at(side, group, j), rows, columns)
                 base = target
         start = out
 
 
 @kernel
-def _multiply_group(a, b, steps, start, out, M, N, zeros, scratch, edge):
-    """out (M, N) = start + a @ b, packed."""
+def _multiply_group(panels, steps, start, out, M, N, zeros, scratch, edge):
+    """out (M, N) = start + a @ b, where `panels` are a and b, packed."""
+    a, b = panels
     for i in range(0, M, SQUARE):
         for j in range(0, N, SQUARE):
             panel_a, panel_b = shift(a, i * steps * PAIRS), shift(b, j * steps * PAIRS)
@@ -454,7 +466,7 @@ def matmul_narrow(
 def rounded_product(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """`matmul_narrow` with its result rounded to bfloat16, too: (M, N), uint16."""
     out = empty((len(a), b.shape[1]), np.uint16)
-    matmul_narrow(a, b, bias=bias, epilogue=rounded().address, sides=(out, out))
+    matmul_narrow(a, b, bias=bias, epilogue=ROUNDED, sides=(out, out))
     return out
 
 

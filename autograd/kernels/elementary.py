@@ -38,8 +38,8 @@ from numba.extending import intrinsic, overload
 from .ir import Bfloat16, has
 from .jit import kernel
 
-__all__ = ["as_number", "erf", "exp", "exp2", "like", "log", "logistic", "minus", "narrow", "normal_cdf", "normal_pdf",
-           "row_maximum", "sigmoid", "tanh", "use_widest_vectors", "widen"]
+__all__ = ["as_number", "as_stored", "erf", "exp", "exp2", "like", "log", "logistic", "minus", "narrow", "normal_cdf",
+           "normal_pdf", "row_maximum", "sigmoid", "tanh", "use_widest_vectors", "widen"]
 
 
 class Constants(NamedTuple):
@@ -331,6 +331,15 @@ def as_number(x: Any) -> Any:
 @overload(as_number)
 def _as_number(x):
     return (lambda x: widen(x)) if x == types.uint16 else (lambda x: x)
+
+
+def as_stored(x: Any, place: Any) -> Any:
+    """A number as the pointer `place` stores it: rounded to the bits of a bfloat16 (uint16), or as it is."""
+
+
+@overload(as_stored)
+def _as_stored(x, place):
+    return (lambda x, place: narrow(x)) if place.dtype == types.uint16 else (lambda x, place: x)
 
 
 @scalar

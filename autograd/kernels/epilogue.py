@@ -4,11 +4,10 @@ An activation costs little to compute, and much to fetch: its operand has just b
 result is about to be read by the next, both too large for the caches. So the product itself applies it, to each group
 of rows as soon as their sums are complete. The product is told the address of a function:
 
-    rounded           u = sums                                    in bfloat16
     gelu              u = sums,  h = gelu(u)                      the forward pass keeps both
     gelu_backward     du = sums · gelu′(u)                        sums are dh = dout @ W
 
-the last two in both forms of GELU. In float32 and float64 `sums` is part of the product, and is u already, or becomes
+each in both forms of GELU. In float32 and float64 `sums` is part of the product, and is u already, or becomes
 du. Where products are rounded to bfloat16, `sums` is a scratch in cache, and u, h and du are arrays of bfloat16 (their
 bits, as uint16): what is rounded anyway, when the next product packs it, takes half the memory on its way.
 """
@@ -27,7 +26,7 @@ from .elementary import narrow, use_widest_vectors, widen
 from .ir import call, fetch_soon, shift
 from .jit import callback, kernel
 
-__all__ = ["NOTHING", "finish", "gelu", "gelu_backward", "rounded"]
+__all__ = ["NOTHING", "finish", "gelu", "gelu_backward"]
 
 NOTHING = 0  # the address of no epilogue
 
@@ -43,13 +42,6 @@ def _signature(dtype: np.dtype) -> Any:
     sums = types.CPointer(types.float32) if dtype == np.uint16 else side
     size = types.intp
     return types.void(sums, size, side, size, side, size, size, size)
-
-
-@kernel
-def _round_row(sums, u, size):
-    use_widest_vectors()
-    for j in range(size):
-        u[j] = narrow(sums[j])
 
 
 @kernel
@@ -79,18 +71,6 @@ def _gelu_backward_row_narrow(sums, u, du, size, tanh):
     use_widest_vectors()
     for j in range(size):
         du[j] = narrow(sums[j] * gelu_slope_at(widen(u[j]), tanh))
-
-
-@functools.cache
-def rounded() -> Any:
-    """The epilogue that rounds to bfloat16."""
-
-    @callback(_signature(np.dtype(np.uint16)))
-    def rounded(sums, sums_row, u, u_row, side, side_row, M, N):
-        for i in range(M):
-            _round_row(shift(sums, i * sums_row), shift(u, i * u_row), N)
-
-    return rounded
 
 
 @functools.cache
