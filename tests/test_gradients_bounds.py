@@ -166,10 +166,11 @@ def mlp_by(multiply, change):
     def forward(x, up, down, up_bias, down_bias, tanh):
         u = multiply(x, up.T, bias=up_bias)
         h = activation_kernels.gelu(u, tanh)
-        return multiply(h, down.T, bias=down_bias), change(u), h
+        slope = activation_kernels.gelu_backward(np.ones_like(u), u, tanh)
+        return multiply(h, down.T, bias=down_bias), change(slope), h
 
-    def backward(dout, x, up, down, u, h, tanh, needs):
-        du = activation_kernels.gelu_backward(multiply(dout, down), u, tanh)
+    def backward(dout, x, up, down, slope, h, needs):
+        du = multiply(dout, down) * slope
         gradients = multiply(du, up), multiply(du.T, x), multiply(dout.T, h), change(du).sum(axis=0), dout.sum(axis=0)
         return mlp_kernels.MLPGradients(*gradients)
 
