@@ -128,6 +128,24 @@ def test_operands_that_are_bfloat16_already_give_the_same_bits(shape, narrow_a, 
 
 
 @needs_amx
+@settings(max_examples=60)
+@given(
+    M=st.sampled_from([2, 31, 32, 64, 128, 130, 160, 288]), K=st.sampled_from([32, 64, 96, 512, 544, 1024, 1056, 1600]),
+    N=st.sampled_from([2, 32, 33, 544]), room=st.sampled_from([0, 32, 40]), seed=seeds,
+)  # fmt: skip
+def test_rows_that_begin_with_lines_of_the_cache_are_not_packed_and_give_the_same_bits(M, K, N, room, seed):
+    a, b = narrow(numbers((M, K), "float32", seed)), numbers((K, N), "float32", seed + 1)
+    memory = np.zeros(M * (K + room) + 64, np.uint16)
+    first = -memory.ctypes.data % 64 // 2
+    placed, shifted = (memory[i : i + M * (K + room)].reshape(M, -1)[:, :K] for i in (first, first + 8))
+    placed[...] = a
+    expected = matmul_narrow(placed, b)
+    shifted[...] = a
+    np.testing.assert_array_equal(matmul_narrow(shifted, b), expected)
+    np.testing.assert_array_equal(matmul_narrow(a, b), expected)
+
+
+@needs_amx
 @pytest.mark.parametrize("K", [1057, 1126, 1153, 2200])
 def test_sums_of_any_length_stay_within_the_workspace(K):
     """As many columns of b are packed at a time as fit: one step more would be written over another thread's memory."""

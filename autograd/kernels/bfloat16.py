@@ -14,7 +14,8 @@ the larger part of the work. It costs one pass over each operand, in which numbe
     across k    of two rows of aᵀ or of b:      a vector of 16 pairs has one pair from each of 16 lines
 
 and a register tile of a wants vectors along k, one of b across k. Where memory has the other kind, 16 vectors are
-transposed in registers (a pair is moved as one number).
+transposed in registers (a pair is moved as one number). Only rows of a that are bfloat16 already, and begin with lines
+of the cache, are tiles as they lie.
 
 Where the processor has no AMX, or the system does not let us use it, `matmul_bf16` rounds copies of the operands and
 multiplies those in float32: slower than not rounding, but the same numbers up to the order of summation.
@@ -29,14 +30,14 @@ import platform
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .elementary import as_number, as_stored
+from .elementary import as_number, as_stored, is_narrow
 from .epilogue import NOTHING, finish
 from .ir import INT, TileEmitter, emitted, has, pointer, shift
 from .jit import kernel
@@ -165,9 +166,46 @@ def _release_tiles(typingctx, anything):
     return types.void(anything), emitted("release", body, emitter=TileEmitter)
 
 
+class Tiles(NamedTuple):
+    """A left operand as tiles, packed or in place; distances count numbers of 32 bits."""
+
+    start: Any
+    lines: int  # from one tile to that of the next 16 lines
+    step: int  # to that of the next 32 terms
+    row: int  # from one row of a tile to the next
+
+
 @intrinsic
-def _multiply_square(typingctx, a, b, steps, start, start_row, out, out_row, scratch):
+def _pairs(typingctx, numbers):
+    """The same pointer, to numbers of 32 bits."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(numbers), codegen
+
+
+@intrinsic
+def _address(typingctx, numbers):
+    codegen = lambda context, builder, signature, args: builder.ptrtoint(args[0], INT)
+    return types.int64(numbers), codegen
+
+
+@kernel
+def _lies_in_tiles(a, K):
+    """Whether tiles of a (…, K) can be loaded from where it lies: bfloat16, its rows beginning with lines of the cache.
+
+    Rows that are a multiple of 2 KB apart are packed all the same, as they would evict each other.
+    """
+    rows = a.column == 1 and a.row % 32 == 0 and a.row % 1024 != 0
+    return is_narrow(a.start) and rows and K % 32 == 0 and _address(a.start) % 64 == 0
+
+
+@intrinsic
+def _multiply_square(typingctx, a, a_lines, a_step, a_row, b, steps, start, start_row, out, out_row, scratch):
     """out (32, 32) = start + a @ b, rounded where `out` is bfloat16. a and b: two rows of `steps` tiles each.
+
+    a lies as `Tiles` says, b is packed.
 
     The sums take a detour over `scratch`: a tile that lies across cache lines is stored and loaded five times
     slower, and nobody aligns `out`.
@@ -176,7 +214,7 @@ def _multiply_square(typingctx, a, b, steps, start, start_row, out, out_row, scr
     rounds = out.dtype == types.uint16
     kind = ir.IntType(16) if rounds else ir.FloatType()
 
-    def body(e, a, b, steps, start, start_row, out, out_row, scratch):
+    def body(e, a, a_lines, a_step, a_row, b, steps, start, start_row, out, out_row, scratch):
         sums, a_tiles, b_tiles = ((0, 1), (2, 3)), (4, 5), (6, 7)
         second, packed_row, scratch_row = e.builder.mul(steps, INT(TILE)), INT(PAIRS), INT(SQUARE)
         for i in range(SQUARE):
@@ -188,12 +226,12 @@ def _multiply_square(typingctx, a, b, steps, start, start_row, out, out_row, scr
             a, b = carried
             e.load_tile(b_tiles[0], b, packed_row)
             for i in range(2):
-                e.load_tile(a_tiles[i], e.at(a, second) if i else a, packed_row)
+                e.load_tile(a_tiles[i], e.at(a, a_lines) if i else a, a_row)
                 e.multiply_tiles(sums[i][0], a_tiles[i], b_tiles[0])
             e.load_tile(b_tiles[1], e.at(b, second), packed_row)
             for i in range(2):
                 e.multiply_tiles(sums[i][1], a_tiles[i], b_tiles[1])
-            carried[:] = e.at(a, TILE), e.at(b, TILE)
+            carried[:] = e.at(a, a_step), e.at(b, TILE)
         for i in range(2):
             for j in range(2):
                 e.store_tile(sums[i][j], e.at(scratch, i * LINES * SQUARE + j * LINES), scratch_row)
@@ -208,7 +246,8 @@ def _multiply_square(typingctx, a, b, steps, start, start_row, out, out_row, scr
             carried[:] = e.at(start, start_row), e.at(out, out_row, kind), e.at(scratch, scratch_row)
 
     i = types.intp
-    return types.void(a, b, i, a, i, out, i, a), emitted(f"square.{kind}", body, emitter=TileEmitter)
+    signature = types.void(a, i, i, i, b, i, start, i, out, i, scratch)
+    return signature, emitted(f"square.{kind}", body, emitter=TileEmitter)
 
 
 @kernel
@@ -313,7 +352,7 @@ def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
     packed_b = shift(packed_a, GROUP * DEPTH // 2)
     wide = -(-N // SQUARE) * SQUARE
     blocks = -(-K // DEPTH)
-    slab = blocks_packed(K, M, wide)
+    slab, in_place = blocks_packed(K, M, wide), _lies_in_tiles(a, K)
     for first in range(0, blocks, slab):
         last = min(first + slab, blocks)
         begin, _ = share(K, 32, first, blocks)
@@ -325,19 +364,23 @@ def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
             base, target = at(start, group, 0), at(out, group, 0)
             for block in range(first, last):
                 k, depth = share(K, 32, block, blocks)
-                _pack(at(a, group, k).start, a.row, a.column, rows, depth, False, packed_a, scratch)
+                steps = count_steps(depth)
+                if in_place and rows % SQUARE == 0:
+                    left = Tiles(_pairs(at(a, group, k).start), LINES * a.row // 2, PAIRS, a.row // 2)
+                else:
+                    _pack(at(a, group, k).start, a.row, a.column, rows, depth, False, packed_a, scratch)
+                    left = Tiles(packed_a, steps * TILE, TILE, PAIRS)
                 for j in range(0, N, WIDTH):
                     columns = min(WIDTH, N - j)
                     source, goal, u_here = at(base, 0, j), at(target, 0, j), at(u, group, j)
                     if epilogue != NOTHING:
                         goal = sums
                         source = at(start, group, j) if block == 0 else sums
-                    steps = count_steps(depth)
-                    panels = packed_a, shift(packed_b, (k - begin) * wide // 2 + j * steps * PAIRS)
+                    panels = shift(packed_b, (k - begin) * wide // 2 + j * steps * PAIRS)
                     if epilogue == ROUNDED and block == blocks - 1:
-                        _multiply_group(panels, steps, source, u_here, rows, columns, workspace, scratch, edge)
+                        _multiply_group(left, panels, steps, source, u_here, rows, columns, workspace, scratch, edge)
                     else:
-                        _multiply_group(panels, steps, source, goal, rows, columns, workspace, scratch, edge)
+                        _multiply_group(left, panels, steps, source, goal, rows, columns, workspace, scratch, edge)
                         if epilogue != NOTHING and block == blocks - 1:
                             finish(epilogue, sums, u_here, at(side, group, j), rows, columns)
                 base = target
@@ -345,20 +388,18 @@ def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
 
 
 @kernel
-def _multiply_group(panels, steps, start, out, M, N, zeros, scratch, edge):
-    """out (M, N) = start + a @ b, where `panels` are a and b, packed."""
-    a, b = panels
+def _multiply_group(a, b, steps, start, out, M, N, zeros, scratch, edge):
+    """out (M, N) = start + a @ b, for a as `Tiles` and b packed."""
     for i in range(0, M, SQUARE):
         for j in range(0, N, SQUARE):
-            panel_a, panel_b = shift(a, i * steps * PAIRS), shift(b, j * steps * PAIRS)
+            panel_a, panel_b = shift(a.start, i // LINES * a.lines), shift(b, j * steps * PAIRS)
             source, target = at(start, i, j), at(out, i, j)
             rows, columns = min(SQUARE, M - i), min(SQUARE, N - j)
             if rows == columns == SQUARE and source.column == target.column == 1:
-                _multiply_square(
-                    panel_a, panel_b, steps, source.start, source.row, target.start, target.row, scratch
-                )
+                _multiply_square(panel_a, a.lines, a.step, a.row, panel_b, steps, source.start, source.row,
+                                 target.start, target.row, scratch)  # fmt: skip
             else:
-                _multiply_square(panel_a, panel_b, steps, zeros, 0, edge, SQUARE, scratch)
+                _multiply_square(panel_a, a.lines, a.step, a.row, panel_b, steps, zeros, 0, edge, SQUARE, scratch)
                 _add(source, Matrix(edge, SQUARE, 1), target, rows, columns)
 
 

@@ -38,8 +38,8 @@ from numba.extending import intrinsic, overload
 from .ir import Bfloat16, has
 from .jit import kernel
 
-__all__ = ["as_number", "as_stored", "erf", "exp", "exp2", "like", "log", "logistic", "minus", "narrow", "normal_cdf",
-           "normal_pdf", "row_maximum", "sigmoid", "tanh", "use_widest_vectors", "widen"]
+__all__ = ["as_number", "as_stored", "erf", "exp", "exp2", "is_narrow", "like", "log", "logistic", "minus", "narrow",
+           "normal_cdf", "normal_pdf", "row_maximum", "sigmoid", "tanh", "use_widest_vectors", "widen"]
 
 
 class Constants(NamedTuple):
@@ -331,6 +331,15 @@ def as_number(x: Any) -> Any:
 @overload(as_number)
 def _as_number(x):
     return (lambda x: widen(x)) if x == types.uint16 else (lambda x: x)
+
+
+def is_narrow(place: Any) -> Any:
+    """Whether a pointer is one to bfloat16 (uint16)."""
+
+
+@overload(is_narrow)
+def _is_narrow(place):
+    return (lambda place: True) if place.dtype == types.uint16 else (lambda place: False)
 
 
 def as_stored(x: Any, place: Any) -> Any:
