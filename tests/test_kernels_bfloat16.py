@@ -100,9 +100,9 @@ def test_the_same_bits_for_any_number_of_threads(shape, monkeypatch):
     M, K, N = shape
     rng = np.random.default_rng(1)
     a, b, threads = normal(rng, M, K), normal(rng, K, N), num_threads()
-    product = bfloat16._product(np.float32, np.float32)
     if not amx_available():
         pytest.skip("this processor has no bfloat16 tiles")
+    product = bfloat16._product(np.float32, np.float32)
     results = []
     try:
         for n in (1, threads):

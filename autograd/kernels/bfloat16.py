@@ -452,6 +452,8 @@ def program(shared_type: str) -> tuple[Callable, Callable]:
 @functools.cache
 def _product(a: type, b: type) -> Product:
     """The program for operands of these types: np.float32, or np.uint16 for the bits of bfloat16."""
+    if not amx_available():  # which also asks the system for permission
+        raise RuntimeError("products of bfloat16 arrays need a processor with AMX; use float32 arrays here")
     return Product(program, WORKSPACE, a, b, np.float32, np.uint16)
 
 
