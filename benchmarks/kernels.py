@@ -4,8 +4,10 @@
     python -m benchmarks kernels attention --rounds 9
     python -m benchmarks kernels --json kernels.json
 
-Groups: `matmul` in float32 (peer: NumPy's OpenBLAS) and `bfloat16` (peer: PyTorch's oneDNN on bfloat16 tensors, which
-read and write half the bytes of our float32 arrays), each over the products of the models, forward and backward;
+Groups: `matmul` in float32 (peer: NumPy's OpenBLAS), `bfloat16` (peer: PyTorch's oneDNN on bfloat16 tensors, which read
+and write half the bytes of our float32 arrays) and `narrow` (the same peer, and ours on bfloat16 arrays, too: results
+rounded to it as the peer's, except weight gradients, which AdamW wants in float32), each over the products of the
+models, forward and backward;
 `attention` and, in bfloat16, `attention16` (peer: scaled_dot_product_attention, on bfloat16 tensors in the second),
 forward with backward; `rest` (peer: PyTorch). Each side runs in a process of its own, so that their thread pools do not
 meet. The line `A/A` is ours against ours: the noise.
@@ -34,8 +36,8 @@ LAYERS = [
 ]
 ATTENTION = [(4, 6, T, D) for T in (64, 256, 1024) for D in (32, 64)]  # B, H, T, D
 REST = ["gelu", "gelu exact", "layer_norm", "softmax", "cross_entropy", "adamw"]
-GROUPS = ["matmul", "bfloat16", "attention", "attention16", "rest"]
-PEERS = {"matmul": "numpy", "bfloat16": "torch", "attention": "torch", "attention16": "torch", "rest": "torch"}
+GROUPS = ["matmul", "bfloat16", "narrow", "attention", "attention16", "rest"]
+PEERS = dict.fromkeys(GROUPS, "torch") | {"matmul": "numpy"}
 
 Case = tuple[str, float, Callable[[], object]]  # name, FLOPs (0: not counted), what is timed
 
@@ -70,7 +72,7 @@ def measure(group: str, rounds: int, threads: int, peaks: dict[str, float]) -> d
     print(f"\n{group}: {rounds} rounds, {threads} threads; ratio: {PEERS[group]}'s time over ours\n"
           f"{'':<34}{'µs':>9}{'GFLOP/s':>9}{'of peak':>9}   ratio [interval]")  # fmt: skip
     figures = {}
-    peak = peaks.get("bfloat16" if group in ("bfloat16", "attention16") else "float32", math.nan)
+    peak = peaks.get("bfloat16" if group in ("bfloat16", "narrow", "attention16") else "float32", math.nan)
     for name, (_, flops) in sides[0][0].items():
         ours, theirs, again = ([found[name][0] for found in side] for side in sides)
         seconds, ratio, noise = statistics.median(ours), compare(ours, theirs), compare(ours, again)
@@ -92,8 +94,7 @@ def worker(library: str, group: str) -> None:
         from autograd.kernels.memory import keep_freed_memory
 
         keep_freed_memory()
-    cases = {"matmul": products, "bfloat16": products, "attention": attentions, "attention16": attentions,
-             "rest": others}[group]
+    cases = {"attention": attentions, "attention16": attentions, "rest": others}.get(group, products)
     times = {name: (_seconds(function), flops) for name, flops, function in cases(library, group)}
     print(json.dumps(times))
 
@@ -118,10 +119,10 @@ def products(library: str, group: str) -> Iterator[Case]:
         weight = rng.standard_normal((outputs, inputs), np.float32)
         for layout, a, b in (("NT", x, weight.T), ("NN", dout, weight), ("TN", dout.T, x)):
             name = f"{layout} {a.shape[0]}×{a.shape[1]}×{b.shape[1]}"
-            yield name, 2.0 * a.shape[0] * a.shape[1] * b.shape[1], _product(library, group, a, b)
+            yield name, 2.0 * a.shape[0] * a.shape[1] * b.shape[1], _product(library, group, layout, a, b)
 
 
-def _product(library: str, group: str, a: np.ndarray, b: np.ndarray) -> Callable[[], object]:
+def _product(library: str, group: str, layout: str, a: np.ndarray, b: np.ndarray) -> Callable[[], object]:
     out = np.empty((len(a), b.shape[1]), np.float32)
     if library == "numpy":
         return lambda: np.matmul(a, b, out=out)
@@ -132,9 +133,21 @@ def _product(library: str, group: str, a: np.ndarray, b: np.ndarray) -> Callable
         a16, b16 = (torch.from_numpy(x).to(torch.bfloat16, memory_format=torch.preserve_format) for x in (a, b))
         out16 = torch.empty(out.shape, dtype=torch.bfloat16)
         return lambda: torch.mm(a16, b16, out=out16)
-    from autograd.kernels.bfloat16 import matmul_bf16
+    from autograd.kernels.bfloat16 import matmul_bf16, matmul_narrow, round_to_bfloat16, rounded_product
     from autograd.kernels.matmul import matmul
+    from autograd.kernels.memory import empty
 
+    if group == "narrow":
+
+        def bits(x: np.ndarray) -> np.ndarray:
+            if not x.flags.c_contiguous:
+                return bits(x.T).T
+            narrow = empty(x.shape, np.uint16)
+            narrow[...] = round_to_bfloat16(x).view(np.uint32) >> 16
+            return narrow
+
+        operands = bits(a), bits(b)
+        return lambda: matmul_narrow(*operands) if layout == "TN" else rounded_product(*operands)
     function = matmul_bf16 if group == "bfloat16" else matmul
     return lambda: function(a, b, out=out)
 

@@ -71,7 +71,7 @@ class Memory:
 def memory(config: GPTConfig, batch_size: int, accumulation: int = 1, *, narrow: bool = False) -> Memory:
     """The arrays of one training step over `accumulation` batches of `batch_size` sequences of block_size tokens.
 
-    With `narrow`, matrix products are rounded to bfloat16, and what GPT-2's MLP keeps is stored so.
+    With `narrow`, matrix products are rounded to bfloat16, and what GPT-2's MLP and attention keep is stored so.
     Not counted: the program itself (interpreter, libraries, compiled kernels), the corpus (read from disk as it
     is needed), and what the C library can't use of the gaps between arrays.
     """
@@ -82,6 +82,8 @@ def memory(config: GPTConfig, batch_size: int, accumulation: int = 1, *, narrow:
     if narrow and config.mlp == "gelu":
         hidden //= 2
         saved -= 2 * hidden * config.n_layer
+    if narrow and config.position != "rope":
+        saved -= BYTES // 2 * tokens * (_qkv_width(config) + config.n_embd) * config.n_layer
     head = BYTES * config.vocab_size * config.n_embd  # its gradient is made at the end of the forward pass
     rows = min(tokens, max(16, CHUNK_BYTES // (BYTES * config.vocab_size)))
     logits = BYTES * rows * (config.vocab_size + config.n_embd)
@@ -95,12 +97,16 @@ def memory(config: GPTConfig, batch_size: int, accumulation: int = 1, *, narrow:
     return Memory(weights, weights, 2 * weights, activations, peak)
 
 
+def _qkv_width(config: GPTConfig) -> int:
+    return (config.n_head + 2 * config.kv_heads) * config.head_size
+
+
 def _saved_per_token(config: GPTConfig) -> int:
     """Numbers that the forward pass leaves for the backward pass, for each token."""
     C, H = config.n_embd, config.n_head
     dropout = config.dropout > 0  # keeps its input, and makes a new array
     statistics = 2 if config.norm == "layernorm" else 1  # of a row: mean, reciprocal of the deviation
-    qkv = (H + 2 * config.kv_heads) * config.head_size
+    qkv = _qkv_width(config)
     attention = C + qkv * (2 if config.position == "rope" else 1) + C + H  # norm's result, qkv, the heads' result, lse
     mlp = C + config.hidden * (2 if config.mlp == "gelu" else 3)  # norm's result, and around the activation
     residual = C + C * dropout  # the stream after a branch was added; a branch's result

@@ -113,6 +113,12 @@ class CausalSelfAttention(Module):
         """
         B, T, _ = x.shape
         H, K, D = self.n_head, self.n_kv_head, self.head_size
+        dropout_p = self.dropout if self.training else 0.0
+        if cache is None and self.rope_theta is None and not (self.qkv.has_hooks or self.out.has_hooks):
+            return F.multi_head_attention(
+                x, self.qkv.weight, self.out.weight, self.qkv.bias, self.out.bias, n_head=H, n_kv_head=K,
+                dropout_p=dropout_p,
+            )  # fmt: skip
         start = 0 if cache is None else cache.length
         qkv = self.qkv(x)  # (B, T, (H+2K)·D)
         if self.rope_theta is not None:
@@ -122,7 +128,6 @@ class CausalSelfAttention(Module):
             heads = qkv.reshape((B, T, H + 2 * K, D))
             heads = F.rotary_embedding(heads, cos[start : start + T], sin[start : start + T], heads=H + K)
             qkv = heads.reshape((B, T, (H + 2 * K) * D))
-        dropout_p = self.dropout if self.training else 0.0
         if cache is None:
             seed = next_seed() if dropout_p else 0
             y = ops.causal_self_attention(qkv, n_head=H, n_kv_head=K, dropout_p=dropout_p, seed=seed)  # (B, T, C)

@@ -3,8 +3,9 @@
     from nn import functional as F
 
 Every function takes Tensors (or ndarrays, and then returns an ndarray) and keeps their dtype. What PyTorch has,
-has PyTorch's argument names, order and meaning; four functions are not in PyTorch: `swiglu`, `mlp`,
-`rotary_embedding` and `linear_cross_entropy`. Nothing here computes: formulas and derivatives are in `autograd.ops`.
+has PyTorch's argument names, order and meaning; five functions are not in PyTorch: `swiglu`, `mlp`,
+`multi_head_attention`, `rotary_embedding` and `linear_cross_entropy`. Nothing here computes: formulas and derivatives
+are in `autograd.ops`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from autograd import Tensor, next_seed
 
 __all__ = [
     "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear", "linear_cross_entropy",
-    "log_softmax", "mlp", "mse_loss", "relu", "rms_norm", "rotary_embedding", "scaled_dot_product_attention",
-    "sigmoid", "silu", "softmax", "swiglu", "tanh",
+    "log_softmax", "mlp", "mse_loss", "multi_head_attention", "relu", "rms_norm", "rotary_embedding",
+    "scaled_dot_product_attention", "sigmoid", "silu", "softmax", "swiglu", "tanh",
 ]  # fmt: skip
 
 Array = Any  # a Tensor or an ndarray
@@ -275,6 +276,35 @@ def scaled_dot_product_attention(
         mask = attn_mask if isinstance(attn_mask, Tensor) else np.asarray(attn_mask)
         scores = ops.where(mask, scores, -math.inf) if mask.dtype == bool else scores + mask
     return ops.matmul(dropout(softmax(scores), dropout_p), value)  # (..., H, Tq, D)
+
+
+def multi_head_attention(
+    input: Array,
+    qkv_weight: Array,
+    out_weight: Array,
+    qkv_bias: Array | None = None,
+    out_bias: Array | None = None,
+    *,
+    n_head: int,
+    n_kv_head: int | None = None,
+    dropout_p: float = 0.0,
+) -> Array:
+    """Causal self-attention with the projections before and after it, in one pass.
+
+    input         (B, T, C)
+    qkv_weight    ((H + 2K) · D, C): the rows of q, k and v of all heads, one below the other; qkv_bias as many
+    out_weight    (C_out, H · D); out_bias (C_out,)
+    n_head        H
+    n_kv_head     K, which divides H; None: H
+    dropout_p     probability of dropping an attention weight, as in `scaled_dot_product_attention`
+
+    Returns (B, T, C_out).
+    """
+    seed, n_kv_head = next_seed() if dropout_p else 0, n_head if n_kv_head is None else n_kv_head
+    return ops.multi_head_attention(
+        input, qkv_weight, out_weight, qkv_bias, out_bias, n_head=n_head, n_kv_head=n_kv_head, dropout_p=dropout_p,
+        seed=seed,
+    )  # fmt: skip
 
 
 def rotary_embedding(input: Array, cos: Array, sin: Array, heads: int | None = None) -> Array:

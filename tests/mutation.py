@@ -61,6 +61,7 @@ PROOFS = {
     "attention_vectors": "attention causal_self_attention", "attention_parts": "attention causal_self_attention",
     "cross_entropy": "cross_entropy linear_cross_entropy", "elementary": "gelu silu softmax", "embedding": "embedding",
     "norm": "layer_norm rms_norm", "mlp": "mlp", "epilogue": "mlp", "random": "dropout", "rotary": "rotary_embedding",
+    "multi_head": "causal_self_attention multi_head_attention",
     "softmax": "softmax log_softmax",
     "special": "erf", "matmul": "linear matmul", "matrix": "linear matmul", "sums": "add",
 }  # fmt: skip

@@ -6,8 +6,7 @@ import pytest
 import autograd
 from autograd import Tensor, ops
 from autograd.kernels import activation as activation_kernels
-from autograd.kernels import attention as attention_kernels
-from autograd.kernels import bfloat16, cross_entropy
+from autograd.kernels import bfloat16, cross_entropy, multi_head
 from autograd.kernels import matmul as matmul_kernels
 from autograd.kernels import mlp as mlp_kernels
 from autograd.kernels.bfloat16 import amx_available, matmul_precision, round_to_bfloat16
@@ -127,8 +126,11 @@ STYLES = {
 }
 
 
-def attention_by(multiply):
-    """Attention and its backward pass in float64, with the matrix products of the kernel, done by `multiply`."""
+def attention_by(multiply, change):
+    """Attention and its backward pass in float64, with the matrix products of the kernel, done by `multiply`.
+
+    What it gives is kept with the `change` that operands undergo.
+    """
 
     def heads(x, H):
         return np.repeat(x, H // x.shape[1], axis=1)
@@ -150,24 +152,25 @@ def attention_by(multiply):
         dweights = multiply(dout, heads(v, q.shape[1]).swapaxes(2, 3))
         dscores = weights * (dweights - (dout * out).sum(axis=-1, keepdims=True))
         over_groups = lambda x: x.reshape(*k.shape[:2], -1, *k.shape[2:]).sum(axis=2)
-        dq[...] = scale * multiply(dscores, heads(k, q.shape[1]))
-        dk[...] = scale * over_groups(multiply(dscores.swapaxes(2, 3), q))
-        dv[...] = over_groups(multiply(weights.swapaxes(2, 3), dout))
+        dq[...] = change(scale * multiply(dscores, heads(k, q.shape[1])))
+        dk[...] = change(scale * over_groups(multiply(dscores.swapaxes(2, 3), q)))
+        dv[...] = change(over_groups(multiply(weights.swapaxes(2, 3), dout)))
         return dq, dk, dv
 
     return forward, backward
 
 
 def mlp_by(multiply, change):
-    """The same for GPT-2's MLP, whose hidden numbers are kept with the `change` that operands undergo."""
+    """The same for GPT-2's MLP and its hidden numbers."""
 
     def forward(x, up, down, up_bias, down_bias, tanh):
         u = multiply(x, up.T, bias=up_bias)
         h = activation_kernels.gelu(u, tanh)
-        return multiply(h, down.T, bias=down_bias), change(u), h
+        slope = activation_kernels.gelu_backward(np.ones_like(u), u, tanh)
+        return multiply(h, down.T, bias=down_bias), change(slope), h
 
-    def backward(dout, x, up, down, u, h, tanh, needs):
-        du = activation_kernels.gelu_backward(multiply(dout, down), u, tanh)
+    def backward(dout, x, up, down, slope, h, needs):
+        du = multiply(dout, down) * slope
         gradients = multiply(du, up), multiply(du.T, x), multiply(dout.T, h), change(du).sum(axis=0), dout.sum(axis=0)
         return mlp_kernels.MLPGradients(*gradients)
 
@@ -207,8 +210,9 @@ def test_a_whole_model_in_bfloat16_is_as_wrong_as_its_operands(style, monkeypatc
         disturbed = lambda a, b, **how: multiply(change(a), change(b), **how)
         monkeypatch.setattr(matmul_kernels, "matmul", disturbed)
         monkeypatch.setattr(cross_entropy, "matmul", disturbed)
-        for name, function in zip(("attention", "attention_backward"), attention_by(disturbed), strict=True):
-            monkeypatch.setattr(attention_kernels, name, function)
+        monkeypatch.setattr(multi_head, "matmul", disturbed)
+        for name, function in zip(("attention", "attention_backward"), attention_by(disturbed, change), strict=True):
+            monkeypatch.setattr(multi_head, name, function)
         for name, function in zip(("mlp", "mlp_backward"), mlp_by(disturbed, change), strict=True):
             monkeypatch.setattr(mlp_kernels, name, function)
         return gradients()

@@ -39,6 +39,8 @@ COMPOSITES = {
     "F.layer_norm": (lambda x, w, b: F.layer_norm(x, 4, w, b), A, C, C), "F.linear": (F.linear, B, (5, 4), (5,)),
     "F.linear_cross_entropy": (lambda x, w: F.linear_cross_entropy(x, w, TARGETS), A, (5, 4)),
     "F.log_softmax": (F.log_softmax, A), "F.mlp": (F.mlp, B, (5, 4), (3, 5), (5,), (3,)),
+    "F.multi_head_attention": (lambda x, w, out, b: F.multi_head_attention(x, w, out, b, n_head=2),
+                               (2, 3, 4), (12, 4), (3, 4), (12,)),
     "F.mse_loss": (F.mse_loss, A, A), "F.relu": (F.relu, A),
     "F.rms_norm": (lambda x, w: F.rms_norm(x, 4, w), A, C), "F.sigmoid": (F.sigmoid, A), "F.silu": (F.silu, A),
     "F.rotary_embedding": (lambda x: F.rotary_embedding(x, np.cos(ANGLES), np.sin(ANGLES), 1), (1, 3, 2, 4)),

@@ -52,6 +52,10 @@ def causal_self_attention(qkv, n_head, n_kv_head, dropout_p=0.0, seed=0):
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2).reshape(B, T, -1)
 
 
+def multi_head_attention(x, qkv, out, qkv_bias=None, out_bias=None, **heads):
+    return F.linear(causal_self_attention(F.linear(x, qkv, qkv_bias), **heads), out, out_bias)
+
+
 THEIRS = {
     "abs": torch.abs, "add": torch.add, "alias": lambda x: x.view_as(x), "amax": reduced(torch.amax),
     "amin": reduced(torch.amin), "attention": attention, "cast": lambda x, dtype: x.to(torch.float64),
@@ -69,8 +73,8 @@ THEIRS = {
     "matmul_2d": torch.matmul, "maximum": lambda a, b: torch.maximum(a, b), "minimum": lambda a, b: torch.minimum(a, b),
     "mlp": lambda x, up, down, up_bias=None, down_bias=None, approximate="none": F.linear(
         F.gelu(F.linear(x, up, up_bias), approximate=approximate), down, down_bias),
-    "mul": torch.mul, "neg": torch.neg, "permute": lambda x, dims: x.permute(dims), "pow": torch.pow,
-    "relu": torch.relu,
+    "mul": torch.mul, "multi_head_attention": multi_head_attention, "neg": torch.neg,
+    "permute": lambda x, dims: x.permute(dims), "pow": torch.pow, "relu": torch.relu,
     "reshape": lambda x, shape: x.reshape(shape),
     "rms_norm": lambda x, weight=None, eps=1e-5: F.rms_norm(x, x.shape[-1:],
     weight, eps), "rotary_embedding": rotary, "rsqrt": torch.rsqrt, "scatter": scatter, "sigmoid": torch.sigmoid,

@@ -95,19 +95,25 @@ def test_batches_broadcast():
             check(a[i, 0], b[j], result[i, j])
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
-@pytest.mark.parametrize("shape", [(300, 1100, 700), (65, 400, 1200), (700, 64, 65)])
-def test_the_same_bits_for_any_number_of_threads(shape):
+@pytest.mark.parametrize("shape", [(300, 1100, 700), (65, 400, 1200), (700, 64, 65), (32, 3000, 600)])
+def test_the_same_bits_for_any_number_of_threads(shape, monkeypatch):
     M, K, N = shape
     rng = np.random.default_rng(1)
     a, b, threads = normal(rng, M, K), normal(rng, K, N), num_threads()
+    if not amx_available():
+        pytest.skip("this processor has no bfloat16 tiles")
+    product = bfloat16._product(np.float32, np.float32)
+    results = []
     try:
-        results = []
-        for n in (1, 2):
+        for n in (1, threads):
+            product._free.clear()  # the plan is made for as many threads as there are workspaces
             set_num_threads(n)
+            monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", n)
             results.append(matmul_bf16(a, b))
+            monkeypatch.undo()
     finally:
         set_num_threads(threads)
+        product._free.clear()
     np.testing.assert_array_equal(*results)
 
 

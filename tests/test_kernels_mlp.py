@@ -39,17 +39,17 @@ def narrow(x):
 @given(st.tuples(sizes, long_sizes, long_sizes, sizes), st.sampled_from(["float32", "float64"]), st.booleans(), seeds)
 def test_is_its_parts_one_after_the_other(shape, dtype, tanh, seed):
     (x, up, down, up_bias, down_bias), dout = problem(*shape, seed, dtype)
-    out, u, h = mlp(x, up, down, up_bias, down_bias, tanh)
-    if len(up) == 1:  # a product with a vector, which `matmul` sums in another order
-        check(u, matmul(x, up.T, bias=up_bias), 4 + x.shape[1], 1 + np.abs(x) @ np.abs(up.T))
-    else:
-        np.testing.assert_array_equal(u, matmul(x, up.T, bias=up_bias))
-    check(h, gelu(u, tanh), 4, np.abs(u))
+    out, slope, h = mlp(x, up, down, up_bias, down_bias, tanh)
+    u = matmul(x, up.T, bias=up_bias)
+    # A product with a vector is summed by `matmul` in another order.
+    off = 4 * (x.shape[1] * (1 + np.abs(x) @ np.abs(up.T)) if len(up) == 1 else 1)
+    check(h, gelu(u, tanh), 4, off + np.abs(u))
+    check(slope, gelu_backward(np.ones_like(u), u, tanh), 8, off + np.abs(u))
     np.testing.assert_array_equal(out, matmul(h, down.T, bias=down_bias))
 
-    found = mlp_backward(dout, x, up, down, u, h, tanh, ALL)
+    found = mlp_backward(dout, x, up, down, slope, h, ALL)
     dh = matmul(dout, down)
-    du = gelu_backward(dh, u, tanh)
+    du = dh * slope
     scale = 1 + np.abs(dh).max(initial=0)
     check(found.up, matmul(du.T, x), 8 + len(x), scale * (1 + np.abs(x).sum(axis=0)))
     check(found.x, matmul(du, up), 8 + len(up), scale * (1 + np.abs(up).sum(axis=0)))
@@ -60,11 +60,11 @@ def test_is_its_parts_one_after_the_other(shape, dtype, tanh, seed):
 
 def test_only_what_is_wanted_is_computed():
     (x, up, down, *_), dout = problem(5, 7, 9, 4, 0)
-    _, u, h = mlp(x, up, down, None, None, True)
-    everything = mlp_backward(dout, x, up, down, u, h, True, (True,) * 3)
+    _, slope, h = mlp(x, up, down, None, None, True)
+    everything = mlp_backward(dout, x, up, down, slope, h, (True,) * 3)
     assert everything.up_bias is None and everything.down_bias is None
     for i in range(3):
-        one = mlp_backward(dout, x, up, down, u, h, True, tuple(j == i for j in range(3)))
+        one = mlp_backward(dout, x, up, down, slope, h, tuple(j == i for j in range(3)))
         assert [g is not None for g in one] == [j == i for j in range(5)]
         np.testing.assert_array_equal(one[i], everything[i])
 
@@ -76,8 +76,8 @@ def test_the_same_bits_for_any_number_of_threads(shape, precision):
 
     def run():
         with matmul_precision(precision):
-            out, u, h = mlp(*inputs, True)
-            return (out, u, h, *mlp_backward(dout, *inputs[:3], u, h, True, ALL))
+            out, slope, h = mlp(*inputs, True)
+            return (out, slope, h, *mlp_backward(dout, *inputs[:3], slope, h, ALL))
 
     same_bits_for_any_threads(run)
 
@@ -89,18 +89,18 @@ def test_in_bfloat16_what_is_kept_is_the_rounded_number(shape, tanh, seed):
     (x, up, down, up_bias, down_bias), dout = problem(*shape, seed)
     H = len(up)
     with matmul_precision("bfloat16"):
-        out, u, h = mlp(x, up, down, up_bias, down_bias, tanh)
-        found = mlp_backward(dout, x, up, down, u, h, tanh, ALL)
+        out, slope, h = mlp(x, up, down, up_bias, down_bias, tanh)
+        found = mlp_backward(dout, x, up, down, slope, h, ALL)
     if H < 2:
         return  # products with a vector are not rounded
-    assert u.dtype == h.dtype == np.uint16
-    exact = matmul_bf16(x, up.T, bias=up_bias)
-    bound = 2.0**-8 * np.abs(exact) + 1e-4  # a sum that is computed in another order may round to the other side
-    assert (np.abs(widen(u) - exact) <= bound).all()
-    assert (np.abs(widen(h) - gelu(exact, tanh)) <= bound).all()
+    assert slope.dtype == h.dtype == np.uint16
+    u = matmul_bf16(x, up.T, bias=up_bias)
+    for kept, exact in ((h, gelu(u, tanh)), (slope, gelu_backward(np.ones_like(u), u, tanh))):
+        # a sum that is computed in another order may round to the other side
+        assert (np.abs(widen(kept) - exact) <= 2.0**-8 * np.abs(exact) + 1e-4).all()
     np.testing.assert_array_equal(out, matmul_bf16(widen(h), down.T, bias=down_bias))
     np.testing.assert_array_equal(found.down, matmul_bf16(dout.T, widen(h)))
-    du = round_to_bfloat16(gelu_backward(matmul_bf16(dout, down), widen(u), tanh))
+    du = round_to_bfloat16(matmul_bf16(dout, down) * widen(slope))
     scale = 2.0**-8 * np.abs(du) + 1e-4
     if len(x):
         assert (np.abs(found.x - matmul_bf16(du, up)) <= 1e-4 + scale @ np.abs(up)).all()
@@ -125,6 +125,24 @@ def test_operands_that_are_bfloat16_already_give_the_same_bits(shape, narrow_a, 
     expected = matmul_bf16(a, b)
     a, b = (narrow(a), b) if narrow_a else (a, narrow(b))
     np.testing.assert_array_equal(matmul_narrow(laid_out(a, layouts[0]), laid_out(b, layouts[1])), expected)
+
+
+@needs_amx
+@settings(max_examples=60)
+@given(
+    M=st.sampled_from([2, 31, 32, 64, 128, 130, 160, 288]), K=st.sampled_from([32, 64, 96, 512, 544, 1024, 1056, 1600]),
+    N=st.sampled_from([2, 32, 33, 544]), room=st.sampled_from([0, 32, 40]), seed=seeds,
+)  # fmt: skip
+def test_rows_that_begin_with_lines_of_the_cache_are_not_packed_and_give_the_same_bits(M, K, N, room, seed):
+    a, b = narrow(numbers((M, K), "float32", seed)), numbers((K, N), "float32", seed + 1)
+    memory = np.zeros(M * (K + room) + 64, np.uint16)
+    first = -memory.ctypes.data % 64 // 2
+    placed, shifted = (memory[i : i + M * (K + room)].reshape(M, -1)[:, :K] for i in (first, first + 8))
+    placed[...] = a
+    expected = matmul_narrow(placed, b)
+    shifted[...] = a
+    np.testing.assert_array_equal(matmul_narrow(shifted, b), expected)
+    np.testing.assert_array_equal(matmul_narrow(a, b), expected)
 
 
 @needs_amx

@@ -82,8 +82,9 @@ def test_flops_are_those_of_the_products_that_are_computed(config, batch_size):
         patch.setattr("autograd.kernels.cross_entropy.matmul", counting_matmul)
         patch.setattr("autograd.kernels.mlp.matmul", counting_matmul)
         patch.setattr("autograd.kernels.mlp.multiply_with", counting_multiply_with)
-        patch.setattr("autograd.kernels.attention.attention", counting_attention)
-        patch.setattr("autograd.kernels.attention.attention_backward", counting_attention_backward)
+        patch.setattr("autograd.kernels.multi_head.matmul", counting_matmul)
+        patch.setattr("autograd.kernels.multi_head.attention", counting_attention)
+        patch.setattr("autograd.kernels.multi_head.attention_backward", counting_attention_backward)
         model.eval()
         with ag.no_grad():
             model(*batch(config, batch_size))

@@ -24,7 +24,7 @@ from .elementary import like, logistic, normal_cdf, normal_pdf, sigmoid, use_wid
 from .jit import kernel, prange
 
 __all__ = [
-    "gelu", "gelu_at", "gelu_backward", "gelu_slope_at", "relu", "relu_backward", "silu", "silu_backward", "swiglu",
+    "gelu", "gelu_and_slope", "gelu_backward", "relu", "relu_backward", "silu", "silu_backward", "swiglu",
     "swiglu_backward",
 ]  # fmt: skip
 
@@ -33,21 +33,14 @@ A, B = 2 * np.sqrt(2 / np.pi), 2 * np.sqrt(2 / np.pi) * 0.044715
 
 
 @kernel
-def gelu_at(x, tanh):
-    """GELU of one number."""
-    if tanh:
-        return x * sigmoid(x * (like(x, A) + like(x, B) * x * x))
-    return x * normal_cdf(x)
-
-
-@kernel
-def gelu_slope_at(x, tanh):
-    """Its derivative."""
+def gelu_and_slope(x, tanh):
+    """GELU of one number, and its derivative. What is not used is not computed."""
     if tanh:
         square = x * x
         s, slope = logistic(x * (like(x, A) + like(x, B) * square))
-        return s + x * slope * (like(x, A) + like(x, 3 * B) * square)
-    return normal_cdf(x) + x * normal_pdf(x)
+        return x * s, s + x * slope * (like(x, A) + like(x, 3 * B) * square)
+    phi = normal_cdf(x)
+    return x * phi, phi + x * normal_pdf(x)
 
 
 @kernel
@@ -55,10 +48,10 @@ def _gelu_span(x, out, tanh):
     use_widest_vectors()
     if tanh:
         for i in range(x.size):
-            out[i] = gelu_at(x[i], True)
+            out[i] = gelu_and_slope(x[i], True)[0]
     else:
         for i in range(x.size):
-            out[i] = gelu_at(x[i], False)
+            out[i] = gelu_and_slope(x[i], False)[0]
 
 
 @kernel
@@ -66,10 +59,10 @@ def _gelu_backward_span(dout, x, dx, tanh):
     use_widest_vectors()
     if tanh:
         for i in range(x.size):
-            dx[i] = dout[i] * gelu_slope_at(x[i], True)
+            dx[i] = dout[i] * gelu_and_slope(x[i], True)[1]
     else:
         for i in range(x.size):
-            dx[i] = dout[i] * gelu_slope_at(x[i], False)
+            dx[i] = dout[i] * gelu_and_slope(x[i], False)[1]
 
 
 @kernel

@@ -13,7 +13,8 @@ backward makes p again from it. With dropout, p̃ = p·keep/(1 − dropout_p) ta
 dout_i·v_j is dropped and scaled likewise.
 
 The work is done in one of two rooms: `attention_vectors` for float32 and float64, and `attention_bfloat16` for float32
-arrays whose products are rounded: when `matmul_precision("bfloat16")` is set and the processor has tiles.
+arrays whose products are rounded: when `matmul_precision("bfloat16")` is set and the processor has tiles. There, all
+operands may come as bfloat16 already (their bits, as uint16), and all results are then rounded to it: half the traffic.
 
 Work: 4·Tq·Tk·D FLOPs a head forward, 10 backward, half of that if causal; bytes: the operands once and the results.
 One task is one (batch, key/value head), in which all its query heads add up in order. Where there are fewer of them
@@ -46,6 +47,7 @@ __all__ = ["attention", "attention_backward"]
 
 TASKS = 2  # at least, if there are queries enough; each part packs all keys
 ROWS_OF_PART = 64  # queries that a part has at least
+NARROW = np.dtype(np.uint16)  # the bits of bfloat16
 FEW = 2  # queries: for so few, packing the keys does not pay
 
 
@@ -55,7 +57,12 @@ def _room(dtype: np.dtype, scale: float) -> ModuleType:
     In bfloat16 products are hidden, and the largest found, before they are scaled: by a positive number only.
     """
     rounded = matmul_precision.current == "bfloat16" and dtype == np.float32 and scale > 0 and amx_available()
-    return attention_bfloat16 if rounded else attention_vectors
+    return attention_bfloat16 if rounded or dtype == NARROW else attention_vectors
+
+
+def _number(dtype: np.dtype) -> np.dtype:
+    """The type that an operand's numbers are computed with."""
+    return np.dtype(np.float32) if dtype == NARROW else dtype
 
 
 @functools.cache
@@ -65,19 +72,21 @@ def _compiled(tasks: Callable, dtype: np.dtype) -> Callable:
     One compilation serves operands of all strides: they come as a table of where they lie. As arrays of four axes each
     they would take a dozen arguments.
     """
-    number, word, integers = numba.from_dtype(dtype), types.uint32, types.Array(types.int64, 1, "C")
+    operand, number = numba.from_dtype(dtype), numba.from_dtype(_number(dtype))
+    word, integers = types.uint32, types.Array(types.int64, 1, "C")
     dropout = types.Tuple([word, word, word, number])
-    kinds = [integers, types.UniTuple(types.int64, 7), types.Array(number, 1, "C"), number, types.intp, dropout,
-             integers, types.Array(number, 2, "C")]
+    kinds = [integers, types.Array(operand, 1, "C"), types.UniTuple(types.int64, 7), types.Array(number, 1, "C"),
+             number, types.intp, dropout, integers, types.Array(number, 2, "C")]  # fmt: skip
     shared_type = declare(f"attention: {dtype}", types.Tuple(kinds))
 
     work = callback(types.void(types.int64, types.int64))(tasks(shared_type))
 
     @kernel(signature=types.void(types.int64, *kinds))
-    def attend(work, places, shape, lse, scale, offset, dropout, counters, memory):
-        run(work, save((places, shape, lse, scale, offset, dropout, counters, memory), shared_type), len(memory))
+    def attend(work, places, like, shape, lse, scale, offset, dropout, counters, memory):
+        run(work, save((places, like, shape, lse, scale, offset, dropout, counters, memory), shared_type), len(memory))
 
-    return lambda *arguments: attend(work.address, *arguments)
+    like = np.empty(0, dtype)
+    return lambda places, *others: attend(work.address, places, like, *others)
 
 
 @functools.cache
@@ -139,10 +148,10 @@ def _run(
     causal: bool, dropout_p: float, seed: int,
 ) -> None:
     """Let all threads do `tasks`, each in a workspace of `size` numbers."""
-    dtype = lse.dtype
-    memory = workspace(dtype, num_threads(), size)
-    _compiled(tasks, dtype)(places(*arrays), shape, lse.reshape(-1), dtype.type(scale), _offset(shape, causal),
-                            _dropout(dtype, dropout_p, seed), queues(len(memory)), memory)  # fmt: skip
+    number, attend = lse.dtype, _compiled(tasks, arrays[0].dtype)
+    memory = workspace(number, num_threads(), size)
+    attend(places(*arrays), shape, lse.reshape(-1), number.type(scale), _offset(shape, causal),
+           _dropout(number, dropout_p, seed), queues(len(memory)), memory)  # fmt: skip
     give_back(memory)
 
 
@@ -165,10 +174,11 @@ def attention(
     shape = _shape(q, k, v, causal)
     q, k, v = _readable(q), _readable(k), _readable(v)
     out = _target(out, q, "out")
-    lse = np.empty(q.shape[:3], q.dtype)
-    room = attention_vectors if q.shape[2] <= FEW else _room(q.dtype, scale)
-    tasks = room.forward_few if q.shape[2] <= FEW else room.forward
-    _run(tasks, room.forward_size(shape, q.itemsize), shape, (q, k, v, out), lse, scale, causal, dropout_p, seed)
+    lse = np.empty(q.shape[:3], _number(q.dtype))
+    few = q.shape[2] <= FEW and q.dtype != NARROW
+    room = attention_vectors if few else _room(q.dtype, scale)
+    tasks = attention_vectors.forward_few if few else room.forward
+    _run(tasks, room.forward_size(shape, lse.itemsize), shape, (q, k, v, out), lse, scale, causal, dropout_p, seed)
     return out, lse
 
 
@@ -188,16 +198,18 @@ def attention_backward(
         dk[...], dv[...] = 0, 0
         return dq, dk, dv
     room = _room(q.dtype, scale)
-    if q.shape[2] <= FEW:
+    if q.shape[2] <= FEW and q.dtype != NARROW:
         # Their scores were summed in another order. The last digits of a large one would be gone: e^(s − lse) of a key
         # that has all the weight would not be 1.
         lse, unused = np.empty_like(lse), np.empty_like(q)
-        size = room.forward_size(shape, q.itemsize)
+        size = room.forward_size(shape, lse.itemsize)
         _run(room.forward, size, shape, (q, k, v, unused), lse, scale, causal, dropout_p, seed)
     parts = shape[-1]
+    if parts > 1 and q.dtype == NARROW:
+        raise ValueError("expected float32 operands for a single head, whose gradients are summed from several parts")
     sums = [(x, np.empty((parts, *x.shape), x.dtype)) for x in (dk, dv)] if parts > 1 else []
     dkv = [part.reshape(-1, *x.shape[1:]) for x, part in sums] or [dk, dv]
-    size = room.backward_size(shape, q.itemsize)
+    size = room.backward_size(shape, lse.itemsize)
     _run(room.backward, size, shape, (q, k, v, out, dout, dq, *dkv), np.ascontiguousarray(lse), scale, causal,
          dropout_p, seed)  # fmt: skip
     for x, part in sums:

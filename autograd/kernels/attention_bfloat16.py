@@ -263,6 +263,7 @@ def _weigh_gradients(typingctx, scores, dp, scale, keep, keep_row, lse, delta, p
 @intrinsic
 def _write_transposed(typingctx, sums, factors, out, out_row, rows, D):
     """out (rows of 32, D) = factors · sumsᵀ, where sums (D padded, 32) and factors (32) have their queries permuted."""
+    kind = llvm.IntType(16) if out.dtype == types.uint16 else llvm.FloatType()
 
     def body(e, sums, factors, out, out_row, rows, D):
         builder = e.builder
@@ -276,12 +277,12 @@ def _write_transposed(typingctx, sums, factors, out, out_row, rows, D):
                 vectors = [builder.fmul(e.load(place(d)), factors[part]) for d in range(e.lanes)]
                 for row, vector in zip(e.unpacked(part), e.transpose(vectors), strict=True):
                     with builder.if_then(builder.icmp_signed(">", rows, INT(row)), likely=True):
-                        e.store_masked(vector, e.at(target, builder.mul(out_row, INT(row))), mask)
-            carried[:] = [e.at(sums, e.lanes * SQUARE), e.at(target, e.lanes), builder.sub(columns, INT(e.lanes))]
+                        e.store_stored(vector, e.at(target, builder.mul(out_row, INT(row)), kind), mask, kind)
+            carried[:] = [e.at(sums, e.lanes * SQUARE), e.at(target, e.lanes, kind), builder.sub(columns, INT(e.lanes))]
 
     i = types.intp
     signature = types.void(sums, factors, out, i, i, i)
-    return signature, emitted("attention.write_transposed", body, emitter=TileEmitter)
+    return signature, emitted(f"attention.write_transposed.{kind}", body, emitter=TileEmitter)
 
 
 @intrinsic
@@ -365,10 +366,10 @@ def backward_size(shape: tuple[int, ...], itemsize: int) -> int:
 
 
 @kernel
-def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
+def _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, memory):
     """The tasks of one thread: out and lse of whole heads, or of parts of their queries."""
     B, H, K, Tq, Tk, D, parts = shape
-    q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
+    q, k, v, out = heads(places, 0, like), heads(places, 1, like), heads(places, 2, like), heads(places, 3, like)
     scale2, dropping = np.float32(scale * LOG2_E), dropout[2] > 0
     depth, key_steps, units = -(-D // SQUARE), -(-Tk // SQUARE), -(-Tq // SQUARE)
     keys = pointer(memory)
@@ -419,11 +420,11 @@ def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker,
 
 
 @kernel
-def _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
+def _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, memory):
     """The tasks of one thread: dq, and dk and dv of whole heads or what parts of their queries add to them."""
     B, H, K, Tq, Tk, D, parts = shape
-    q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
-    dout, dq, dk, dv = heads(places, 4, lse), heads(places, 5, lse), heads(places, 6, lse), heads(places, 7, lse)
+    q, k, v, out = heads(places, 0, like), heads(places, 1, like), heads(places, 2, like), heads(places, 3, like)
+    dout, dq, dk, dv = heads(places, 4, like), heads(places, 5, like), heads(places, 6, like), heads(places, 7, like)
     scale2, dropping = np.float32(scale * LOG2_E), dropout[2] > 0
     depth, key_steps = -(-D // SQUARE), -(-Tk // SQUARE)
     width = depth * SQUARE
@@ -522,8 +523,8 @@ def forward(shared_type):
     """What each thread does in `attention.py`'s call."""
 
     def work(shared, worker):
-        places, shape, lse, scale, offset, dropout, counters, memory = load(shared, shared_type)
-        _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory[worker])
+        places, like, shape, lse, scale, offset, dropout, counters, memory = load(shared, shared_type)
+        _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, memory[worker])
 
     return work
 
@@ -532,7 +533,7 @@ def backward(shared_type):
     """What each thread does in `attention.py`'s call."""
 
     def work(shared, worker):
-        places, shape, lse, scale, offset, dropout, counters, memory = load(shared, shared_type)
-        _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory[worker])
+        places, like, shape, lse, scale, offset, dropout, counters, memory = load(shared, shared_type)
+        _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, memory[worker])
 
     return work

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .ir import INT, emitted, shift, stored_pointer
+from .ir import INT, TileEmitter, emitted, shift, stored_pointer
 from .jit import kernel
 
 __all__ = ["LOG2_E", "Heads", "at", "heads", "pack", "places", "round_up", "row_products", "unpack"]
@@ -79,58 +80,71 @@ def round_up(n, unit):
     return (n + unit - 1) // unit * unit
 
 
-def copier(name: str, narrow_source: bool) -> Any:
-    """target = scale · source for matrices (rows, D), one of which is padded to a `width` of whole vectors."""
+def _stored(pointer: Any) -> ir.Type:
+    """How the numbers of a row lie in memory: 16 bits are a bfloat16."""
+    return {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.uint16: ir.IntType(16)}[pointer.dtype]
 
-    def body(e, source, source_stride, target, target_stride, rows, D, width, scale):
-        builder = e.builder
-        scale = e.broadcast(scale)
-        whole = builder.and_(D, INT(-e.lanes))
-        with e.loop(rows, [source, target]) as outer:
-            x, y = outer
-            with e.loop(builder.sdiv(whole, INT(e.lanes)), [INT(0)]) as inner:
-                (column,) = inner
-                e.store(builder.fmul(e.load(e.at(x, column)), scale), e.at(y, column))
-                inner[:] = [builder.add(column, INT(e.lanes))]
-            with e.loop(builder.sdiv(builder.sub(width, whole), INT(e.lanes)), [whole]) as inner:
-                (column,) = inner
-                inside = e.first(builder.sub(D, column))
-                if narrow_source:
-                    e.store(builder.fmul(e.load_masked(e.at(x, column), inside), scale), e.at(y, column))
-                else:
-                    e.store_masked(builder.fmul(e.load(e.at(x, column)), scale), e.at(y, column), inside)
-                inner[:] = [builder.add(column, INT(e.lanes))]
-            outer[:] = [e.at(x, source_stride), e.at(y, target_stride)]
+
+def copier(name: str, to_padded: bool) -> Any:
+    """target = scale · source for matrices (rows, D), one of which is padded to a `width` of whole vectors.
+
+    The other one may be stored in bfloat16, where the processor has it.
+    """
+
+    def body_for(source_kind, target_kind):
+        def body(e, source, source_stride, target, target_stride, rows, D, width, scale):
+            builder = e.builder
+            scale = e.broadcast(scale)
+            with e.loop(rows, [source, target]) as outer:
+                x, y = outer
+                with e.loop(builder.sdiv(width, INT(e.lanes)), [x, y, D]) as inner:
+                    x, y, columns = inner
+                    inside = e.first(columns)
+                    if to_padded:
+                        e.store(builder.fmul(e.load_stored(x, inside, source_kind), scale), y)
+                    else:
+                        e.store_stored(builder.fmul(e.load(x), scale), y, inside, target_kind)
+                    inner[:] = [e.at(x, e.lanes, source_kind), e.at(y, e.lanes, target_kind),
+                                builder.sub(columns, INT(e.lanes))]  # fmt: skip
+                x, y = outer
+                outer[:] = [e.at(x, source_stride, source_kind), e.at(y, target_stride, target_kind)]
+
+        return body
 
     @intrinsic
     def copy(typingctx, source, source_stride, target, target_stride, rows, D, width, scale):
         """target = scale · source, row by row; to a padded target (pack) or from a padded source (unpack)."""
-        i = types.intp
-        return types.void(source, i, target, i, i, i, i, scale), emitted(f"attention.{name}", body)
+        i, kinds = types.intp, (_stored(source), _stored(target))
+        full_name = f"attention.{name}.{kinds[0]}.{kinds[1]}"
+        emit = emitted(full_name, body_for(*kinds), emitter=TileEmitter, like=2 if to_padded else 0)
+        return types.void(source, i, target, i, i, i, i, scale), emit
 
     return copy
 
 
-pack = copier("pack", narrow_source=True)
-unpack = copier("unpack", narrow_source=False)
+pack = copier("pack", to_padded=True)
+unpack = copier("unpack", to_padded=False)
 
 
 @intrinsic
 def row_products(typingctx, x, x_stride, y, y_stride, rows, D, result):
     """result[i] = Σ_d x[i, d]·y[i, d]."""
+    x_kind, y_kind = _stored(x), _stored(y)
 
     def body(e, x, x_stride, y, y_stride, rows, D, result):
         builder = e.builder
-        vectors, rest = builder.sdiv(D, INT(e.lanes)), e.first(builder.srem(D, INT(e.lanes)))
+        vectors = builder.sdiv(builder.add(D, INT(e.lanes - 1)), INT(e.lanes))
         with e.loop(rows, [x, y, result]) as outer:
             x, y, result = outer
-            with e.loop(vectors, [x, y, e.zero()]) as inner:
-                a, b, total = inner
-                inner[:] = [e.at(a, e.lanes), e.at(b, e.lanes), e.fma(e.load(a), e.load(b), total)]
-            a, b, total = inner
-            total = e.fma(e.load_masked(a, rest), e.load_masked(b, rest), total)
-            builder.store(e.sum(total), result)
-            outer[:] = [e.at(x, x_stride), e.at(y, y_stride), e.at(result, 1)]
+            with e.loop(vectors, [x, y, D, e.zero()]) as inner:
+                a, b, columns, total = inner
+                inside = e.first(columns)
+                total = e.fma(e.load_stored(a, inside, x_kind), e.load_stored(b, inside, y_kind), total)
+                columns = builder.sub(columns, INT(e.lanes))
+                inner[:] = [e.at(a, e.lanes, x_kind), e.at(b, e.lanes, y_kind), columns, total]
+            builder.store(e.sum(inner[3]), result)
+            outer[:] = [e.at(x, x_stride, x_kind), e.at(y, y_stride, y_kind), e.at(result, 1)]
 
     i = types.intp
-    return types.void(x, i, y, i, i, i, result), emitted("attention.row_products", body)
+    emit = emitted(f"attention.row_products.{x_kind}.{y_kind}", body, emitter=TileEmitter, like=6)
+    return types.void(x, i, y, i, i, i, result), emit

@@ -286,10 +286,10 @@ def _drop_both(p, ds, deltas, rows, seen, keys, position, row_length, dropout):
 
 
 @kernel
-def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
+def _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, memory):
     """The tasks of one thread: out and lse of whole heads, or of parts of their queries."""
     B, H, K, Tq, Tk, D, parts = shape
-    q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
+    q, k, v, out = heads(places, 0, like), heads(places, 1, like), heads(places, 2, like), heads(places, 3, like)
     L = lanes(q.start)
     panel, log2_e = 2 * L, lse.dtype.type(LOG2_E)
     one, zero, scale2 = lse.dtype.type(1), lse.dtype.type(0), lse.dtype.type(scale * LOG2_E)
@@ -336,11 +336,11 @@ def _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker,
 
 
 @kernel
-def _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory):
+def _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, memory):
     """The tasks of one thread: dq, and dk and dv of whole heads or what parts of their queries add to them."""
     B, H, K, Tq, Tk, D, parts = shape
-    q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
-    dout, dq, dk, dv = heads(places, 4, lse), heads(places, 5, lse), heads(places, 6, lse), heads(places, 7, lse)
+    q, k, v, out = heads(places, 0, like), heads(places, 1, like), heads(places, 2, like), heads(places, 3, like)
+    dout, dq, dk, dv = heads(places, 4, like), heads(places, 5, like), heads(places, 6, like), heads(places, 7, like)
     panel, log2_e = 2 * lanes(q.start), lse.dtype.type(LOG2_E)
     one, zero, scale2 = lse.dtype.type(1), lse.dtype.type(0), lse.dtype.type(scale * LOG2_E)
     width, padded, blocks = round_up(D, panel), round_up(Tk, panel), -(-Tq // QUERIES)
@@ -400,10 +400,10 @@ def _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker
 
 
 @kernel
-def _few_queries(places, shape, lse, scale, offset, dropout, counters, worker, memory):
+def _few_queries(places, like, shape, lse, scale, offset, dropout, counters, worker, memory):
     """Forward without blocks, for a query or two (text is being generated): keys and values are read where they lie."""
     B, H, K, Tq, Tk, D, _ = shape
-    q, k, v, out = heads(places, 0, lse), heads(places, 1, lse), heads(places, 2, lse), heads(places, 3, lse)
+    q, k, v, out = heads(places, 0, like), heads(places, 1, like), heads(places, 2, like), heads(places, 3, like)
     width, log2_e = round_up(D, lanes(q.start)), lse.dtype.type(LOG2_E)
     while True:
         task = next_task(counters, worker, B * H)
@@ -449,8 +449,8 @@ def forward_few(shared_type):
     """What each thread does in `attention.py`'s call."""
 
     def work(shared, worker):
-        places, shape, lse, scale, offset, dropout, counters, memory = load(shared, shared_type)
-        _few_queries(places, shape, lse, scale, offset, dropout, counters, worker, memory[worker])
+        places, like, shape, lse, scale, offset, dropout, counters, memory = load(shared, shared_type)
+        _few_queries(places, like, shape, lse, scale, offset, dropout, counters, worker, memory[worker])
 
     return work
 
@@ -459,8 +459,8 @@ def forward(shared_type):
     """What each thread does in `attention.py`'s call."""
 
     def work(shared, worker):
-        places, shape, lse, scale, offset, dropout, counters, memory = load(shared, shared_type)
-        _forward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory[worker])
+        places, like, shape, lse, scale, offset, dropout, counters, memory = load(shared, shared_type)
+        _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, memory[worker])
 
     return work
 
@@ -469,8 +469,8 @@ def backward(shared_type):
     """What each thread does in `attention.py`'s call."""
 
     def work(shared, worker):
-        places, shape, lse, scale, offset, dropout, counters, memory = load(shared, shared_type)
-        _backward_tasks(places, shape, lse, scale, offset, dropout, counters, worker, memory[worker])
+        places, like, shape, lse, scale, offset, dropout, counters, memory = load(shared, shared_type)
+        _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, memory[worker])
 
     return work
 

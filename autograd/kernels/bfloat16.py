@@ -14,7 +14,8 @@ the larger part of the work. It costs one pass over each operand, in which numbe
     across k    of two rows of aᵀ or of b:      a vector of 16 pairs has one pair from each of 16 lines
 
 and a register tile of a wants vectors along k, one of b across k. Where memory has the other kind, 16 vectors are
-transposed in registers (a pair is moved as one number).
+transposed in registers (a pair is moved as one number). Only rows of a that are bfloat16 already, and begin with lines
+of the cache, are tiles as they lie.
 
 Where the processor has no AMX, or the system does not let us use it, `matmul_bf16` rounds copies of the operands and
 multiplies those in float32: slower than not rounding, but the same numbers up to the order of summation.
@@ -29,13 +30,14 @@ import platform
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .elementary import as_number
+from .elementary import as_number, as_stored, is_narrow
 from .epilogue import NOTHING, finish
 from .ir import INT, TileEmitter, emitted, has, pointer, shift
 from .jit import kernel
@@ -50,9 +52,13 @@ from .matrix import (
     operands,
     plan,
 )
+from .memory import empty
 from .tasks import load, next_task, reset, run, save, share
 
-__all__ = ["amx_available", "matmul_bf16", "matmul_narrow", "matmul_precision", "narrow_products", "round_to_bfloat16"]
+__all__ = [
+    "amx_available", "matmul_bf16", "matmul_narrow", "matmul_precision", "narrow_products", "round_to_bfloat16",
+    "rounded_product",
+]  # fmt: skip
 
 LINES, PAIRS = 16, 16  # of a tile: rows of a or columns of b; pairs of bfloat16 in the sum
 TILE = LINES * PAIRS  # numbers of 32 bits
@@ -61,6 +67,8 @@ DEPTH = 512
 WIDTH = 512
 WIDEST = 4 * WIDTH
 B_NUMBERS = WIDTH * (2 * DEPTH + 128)  # of b that are packed at a time: 1.2 MB
+ROUNDED = -1  # no epilogue's address: the result is rounded where it is written
+KEPT = 5 * 2**16  # numbers of `out` that stay in the second-level cache beside a block of b: 1.3 MB
 LONGEST = B_NUMBERS // SQUARE  # sum that can be followed by an epilogue
 GROUP = 4 * SQUARE
 CLOCKS_TILE, CLOCKS_PACK = 2, 6  # per k: four multiplications of tiles are 64 for 32; packing 32 numbers
@@ -158,43 +166,88 @@ def _release_tiles(typingctx, anything):
     return types.void(anything), emitted("release", body, emitter=TileEmitter)
 
 
+class Tiles(NamedTuple):
+    """A left operand as tiles, packed or in place; distances count numbers of 32 bits."""
+
+    start: Any
+    lines: int  # from one tile to that of the next 16 lines
+    step: int  # to that of the next 32 terms
+    row: int  # from one row of a tile to the next
+
+
 @intrinsic
-def _multiply_square(typingctx, a, b, steps, start, start_row, out, out_row, scratch):
-    """out (32, 32) = start + a @ b. a and b: two rows of `steps` tiles each.
+def _pairs(typingctx, numbers):
+    """The same pointer, to numbers of 32 bits."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(numbers), codegen
+
+
+@intrinsic
+def _address(typingctx, numbers):
+    codegen = lambda context, builder, signature, args: builder.ptrtoint(args[0], INT)
+    return types.int64(numbers), codegen
+
+
+@kernel
+def _lies_in_tiles(a, K):
+    """Whether tiles of a (…, K) can be loaded from where it lies: bfloat16, its rows beginning with lines of the cache.
+
+    Rows that are a multiple of 2 KB apart are packed all the same, as they would evict each other.
+    """
+    rows = a.column == 1 and a.row % 32 == 0 and a.row % 1024 != 0
+    return is_narrow(a.start) and rows and K % 32 == 0 and _address(a.start) % 64 == 0
+
+
+@intrinsic
+def _multiply_square(typingctx, a, a_lines, a_step, a_row, b, steps, start, start_row, out, out_row, scratch):
+    """out (32, 32) = start + a @ b, rounded where `out` is bfloat16. a and b: two rows of `steps` tiles each.
+
+    a lies as `Tiles` says, b is packed.
 
     The sums take a detour over `scratch`: a tile that lies across cache lines is stored and loaded five times
     slower, and nobody aligns `out`.
     """
 
-    def body(e, a, b, steps, start, start_row, out, out_row, scratch):
+    rounds = out.dtype == types.uint16
+    kind = ir.IntType(16) if rounds else ir.FloatType()
+
+    def body(e, a, a_lines, a_step, a_row, b, steps, start, start_row, out, out_row, scratch):
         sums, a_tiles, b_tiles = ((0, 1), (2, 3)), (4, 5), (6, 7)
         second, packed_row, scratch_row = e.builder.mul(steps, INT(TILE)), INT(PAIRS), INT(SQUARE)
         for i in range(SQUARE):
             for j in (0, SQUARE - 1):
-                e.prefetch(e.at(e.at(out, e.builder.mul(out_row, INT(i))), j), write=True)
+                e.prefetch(e.at(out, e.builder.add(e.builder.mul(out_row, INT(i)), INT(j)), kind), write=True)
         for tile in sums[0] + sums[1]:
             e.zero_tile(tile)
         with e.loop(steps, [a, b]) as carried:
             a, b = carried
             e.load_tile(b_tiles[0], b, packed_row)
             for i in range(2):
-                e.load_tile(a_tiles[i], e.at(a, second) if i else a, packed_row)
+                e.load_tile(a_tiles[i], e.at(a, a_lines) if i else a, a_row)
                 e.multiply_tiles(sums[i][0], a_tiles[i], b_tiles[0])
             e.load_tile(b_tiles[1], e.at(b, second), packed_row)
             for i in range(2):
                 e.multiply_tiles(sums[i][1], a_tiles[i], b_tiles[1])
-            carried[:] = e.at(a, TILE), e.at(b, TILE)
+            carried[:] = e.at(a, a_step), e.at(b, TILE)
         for i in range(2):
             for j in range(2):
                 e.store_tile(sums[i][j], e.at(scratch, i * LINES * SQUARE + j * LINES), scratch_row)
         with e.loop(INT(SQUARE), [start, out, scratch]) as carried:
             start, out, scratch = carried
-            for j in range(0, SQUARE, e.lanes):
-                e.store(e.add(e.load(e.at(scratch, j)), e.load(e.at(start, j))), e.at(out, j))
-            carried[:] = e.at(start, start_row), e.at(out, out_row), e.at(scratch, scratch_row)
+            row = [e.add(e.load(e.at(scratch, j)), e.load(e.at(start, j))) for j in range(0, SQUARE, e.lanes)]
+            if rounds:
+                e.store(e.round_pair(*row), out)
+            else:
+                for j, vector in enumerate(row):
+                    e.store(vector, e.at(out, j * e.lanes))
+            carried[:] = e.at(start, start_row), e.at(out, out_row, kind), e.at(scratch, scratch_row)
 
     i = types.intp
-    return types.void(a, b, i, a, i, a, i, a), emitted("square", body, emitter=TileEmitter)
+    signature = types.void(a, i, i, i, b, i, start, i, out, i, scratch)
+    return signature, emitted(f"square.{kind}", body, emitter=TileEmitter)
 
 
 @kernel
@@ -265,19 +318,32 @@ WORKSPACE = WIDEST + 2 * SQUARE * SQUARE + GROUP * WIDTH + (GROUP * DEPTH + B_NU
 
 
 @kernel
+def blocks_packed(K, M, wide):
+    """How many blocks of DEPTH terms of b (K, wide) are packed at a time for a product of M rows.
+
+    As many as fit: `out` is read and written once for each lot, and would come from memory at more than the price of
+    the products. One, where all rows of `out` fit into the cache beside it.
+    """
+    blocks = -(-K // DEPTH)
+    if 32 * count_steps(K) * wide <= B_NUMBERS:
+        return blocks
+    return 1 if M * wide <= KEPT else B_NUMBERS // (DEPTH * wide)
+
+
+@kernel
 def _add(a, b, out, M, N):
     for i in range(M):
         for j in range(N):
             total = a.start[i * a.row + j * a.column] + b.start[i * b.row + j * b.column]
-            out.start[i * out.row + j * out.column] = total
+            out.start[i * out.row + j * out.column] = as_stored(total, out.start)
 
 
 @kernel
 def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
     """out (M, N) = start + a @ b by one thread, for N of at most `widest`; or only what the epilogue makes of it.
 
-    All of b that fits is packed first, and the part of `out` that a group of rows makes (256 KB) is finished before
-    the next one: it would come back from memory for every DEPTH otherwise, at more than the price of the products.
+    What `blocks_packed` says of b is packed first, and then for each group of rows so much of a. Blocks depend on K
+    alone, and with them the order of sums.
     """
     scratch = shift(workspace, WIDEST)
     edge = shift(scratch, SQUARE * SQUARE)
@@ -285,49 +351,55 @@ def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
     packed_a = shift(sums.start, GROUP * WIDTH)
     packed_b = shift(packed_a, GROUP * DEPTH // 2)
     wide = -(-N // SQUARE) * SQUARE
-    slabs = -(-count_steps(K) // (B_NUMBERS // (32 * wide)))
-    for slab in range(slabs):
-        first, slab_depth = share(K, 32, slab, slabs)
-        blocks = -(-slab_depth // DEPTH)
-        for block in range(blocks):
-            k, depth = share(slab_depth, 32, block, blocks)
-            _pack(at(b, first + k, 0).start, b.column, b.row, N, depth, True, shift(packed_b, k * wide // 2), scratch)
+    blocks = -(-K // DEPTH)
+    slab, in_place = blocks_packed(K, M, wide), _lies_in_tiles(a, K)
+    for first in range(0, blocks, slab):
+        last = min(first + slab, blocks)
+        begin, _ = share(K, 32, first, blocks)
+        for block in range(first, last):
+            k, depth = share(K, 32, block, blocks)
+            _pack(at(b, k, 0).start, b.column, b.row, N, depth, True, shift(packed_b, (k - begin) * wide // 2), scratch)
         for group in range(0, M, GROUP):
             rows = min(GROUP, M - group)
             base, target = at(start, group, 0), at(out, group, 0)
-            for block in range(blocks):
-                k, depth = share(slab_depth, 32, block, blocks)
-                _pack(at(a, group, first + k).start, a.row, a.column, rows, depth, False, packed_a, scratch)
+            for block in range(first, last):
+                k, depth = share(K, 32, block, blocks)
+                steps = count_steps(depth)
+                if in_place and rows % SQUARE == 0:
+                    left = Tiles(_pairs(at(a, group, k).start), LINES * a.row // 2, PAIRS, a.row // 2)
+                else:
+                    _pack(at(a, group, k).start, a.row, a.column, rows, depth, False, packed_a, scratch)
+                    left = Tiles(packed_a, steps * TILE, TILE, PAIRS)
                 for j in range(0, N, WIDTH):
                     columns = min(WIDTH, N - j)
-                    source, goal = at(base, 0, j), at(target, 0, j)
+                    source, goal, u_here = at(base, 0, j), at(target, 0, j), at(u, group, j)
                     if epilogue != NOTHING:
                         goal = sums
                         source = at(start, group, j) if block == 0 else sums
-                    panels_b = shift(packed_b, k * wide // 2 + j * count_steps(depth) * PAIRS)
-                    _multiply_group(
-                        packed_a, panels_b, count_steps(depth), source, goal, rows, columns, workspace, scratch, edge
-                    )
-                    if epilogue != NOTHING and block == blocks - 1:
-                        finish(epilogue, sums, at(u, group, j), at(side, group, j), rows, columns)
+                    panels = shift(packed_b, (k - begin) * wide // 2 + j * steps * PAIRS)
+                    if epilogue == ROUNDED and block == blocks - 1:
+                        _multiply_group(left, panels, steps, source, u_here, rows, columns, workspace, scratch, edge)
+                    else:
+                        _multiply_group(left, panels, steps, source, goal, rows, columns, workspace, scratch, edge)
+                        if epilogue != NOTHING and block == blocks - 1:
+                            finish(epilogue, sums, u_here, at(side, group, j), rows, columns)
                 base = target
         start = out
 
 
 @kernel
 def _multiply_group(a, b, steps, start, out, M, N, zeros, scratch, edge):
-    """out (M, N) = start + a @ b, packed."""
+    """out (M, N) = start + a @ b, for a as `Tiles` and b packed."""
     for i in range(0, M, SQUARE):
         for j in range(0, N, SQUARE):
-            panel_a, panel_b = shift(a, i * steps * PAIRS), shift(b, j * steps * PAIRS)
+            panel_a, panel_b = shift(a.start, i // LINES * a.lines), shift(b, j * steps * PAIRS)
             source, target = at(start, i, j), at(out, i, j)
             rows, columns = min(SQUARE, M - i), min(SQUARE, N - j)
             if rows == columns == SQUARE and source.column == target.column == 1:
-                _multiply_square(
-                    panel_a, panel_b, steps, source.start, source.row, target.start, target.row, scratch
-                )
+                _multiply_square(panel_a, a.lines, a.step, a.row, panel_b, steps, source.start, source.row,
+                                 target.start, target.row, scratch)  # fmt: skip
             else:
-                _multiply_square(panel_a, panel_b, steps, zeros, 0, edge, SQUARE, scratch)
+                _multiply_square(panel_a, a.lines, a.step, a.row, panel_b, steps, zeros, 0, edge, SQUARE, scratch)
                 _add(source, Matrix(edge, SQUARE, 1), target, rows, columns)
 
 
@@ -380,6 +452,8 @@ def program(shared_type: str) -> tuple[Callable, Callable]:
 @functools.cache
 def _product(a: type, b: type) -> Product:
     """The program for operands of these types: np.float32, or np.uint16 for the bits of bfloat16."""
+    if not amx_available():  # which also asks the system for permission
+        raise RuntimeError("products of bfloat16 arrays need a processor with AMX; use float32 arrays here")
     return Product(program, WORKSPACE, a, b, np.float32, np.uint16)
 
 
@@ -430,6 +504,13 @@ def matmul_narrow(
     if epilogue != NOTHING:  # one number stands for the whole of a result that is nowhere written
         out = np.ndarray((len(a), b.shape[1]), np.float32, bytearray(4), strides=(0, 0))
     return multiply_with(_product(a.dtype.type, b.dtype.type), a, b, bias, out, False, epilogue, sides)
+
+
+def rounded_product(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """`matmul_narrow` with its result rounded to bfloat16, too: (M, N), uint16."""
+    out = empty((len(a), b.shape[1]), np.uint16)
+    matmul_narrow(a, b, bias=bias, epilogue=ROUNDED, sides=(out, out))
+    return out
 
 
 class matmul_precision:

@@ -35,10 +35,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
+from .ir import Bfloat16, has
 from .jit import kernel
 
-__all__ = ["as_number", "erf", "exp", "exp2", "like", "log", "logistic", "minus", "narrow", "normal_cdf", "normal_pdf",
-           "row_maximum", "sigmoid", "tanh", "use_widest_vectors", "widen"]
+__all__ = ["as_number", "as_stored", "erf", "exp", "exp2", "is_narrow", "like", "log", "logistic", "minus", "narrow",
+           "normal_cdf", "normal_pdf", "row_maximum", "sigmoid", "tanh", "use_widest_vectors", "widen"]
 
 
 class Constants(NamedTuple):
@@ -296,9 +297,14 @@ def like(typing, x, value):
 
 @intrinsic
 def narrow(typing, x):
-    """float32 → the bits (uint16) of the nearest bfloat16, ties to even. NaN stays NaN."""
+    """float32 → the bits (uint16) of the nearest bfloat16, ties to even. NaN stays NaN.
+
+    Where the processor has an instruction for it, numbers below 2⁻¹²⁶ become 0.
+    """
     def emit(context, builder, signature, arguments):
         number, i32 = arguments[0], ir.IntType(32)
+        if has("avx512bf16"):
+            return builder.bitcast(builder.fptrunc(number, Bfloat16()), ir.IntType(16))
         bits = builder.bitcast(number, i32)
         odd = builder.and_(builder.lshr(bits, i32(16)), i32(1))
         rounded = builder.lshr(builder.add(bits, builder.add(odd, i32(0x7FFF))), i32(16))
@@ -325,6 +331,24 @@ def as_number(x: Any) -> Any:
 @overload(as_number)
 def _as_number(x):
     return (lambda x: widen(x)) if x == types.uint16 else (lambda x: x)
+
+
+def is_narrow(place: Any) -> Any:
+    """Whether a pointer is one to bfloat16 (uint16)."""
+
+
+@overload(is_narrow)
+def _is_narrow(place):
+    return (lambda place: True) if place.dtype == types.uint16 else (lambda place: False)
+
+
+def as_stored(x: Any, place: Any) -> Any:
+    """A number as the pointer `place` stores it: rounded to the bits of a bfloat16 (uint16), or as it is."""
+
+
+@overload(as_stored)
+def _as_stored(x, place):
+    return (lambda x, place: narrow(x)) if place.dtype == types.uint16 else (lambda x, place: x)
 
 
 @scalar

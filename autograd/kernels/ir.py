@@ -78,10 +78,10 @@ class Emitter:
         self.lanes = host().vector_bytes // self.bytes
         self.vector = ir.VectorType(number, self.lanes)
 
-    def at(self, start: ir.Value, index: Any) -> ir.Value:
-        """The address of the number `index` places after `start`."""
+    def at(self, start: ir.Value, index: Any, stored: ir.Type | None = None) -> ir.Value:
+        """The address of the number `index` places after `start`, where numbers are `stored` as another type."""
         index = INT(index) if isinstance(index, int) else index
-        return self.builder.gep(start, [index], source_etype=self.number)
+        return self.builder.gep(start, [index], source_etype=stored or self.number)
 
     def load(self, address: ir.Value) -> ir.Value:
         return self.builder.load(self.builder.bitcast(address, self.vector.as_pointer()), align=self.bytes)
@@ -267,6 +267,33 @@ class TileEmitter(Emitter):
         rounded = self._call("avx512bf16.cvtne2ps2bf16.512", ir.VectorType(Bfloat16(), 32), high, low)
         return self.builder.bitcast(rounded, self.vector)
 
+    def load_stored(self, address: ir.Value, mask: ir.Value, stored: ir.Type) -> ir.Value:
+        """The numbers of the mask (zero: the others), which are stored as they are or, as 16 bits, in bfloat16."""
+        if stored == self.number:
+            return self.load_masked(address, mask)
+        halves, int32 = ir.VectorType(stored, self.lanes), ir.IntType(32)
+        kind = ir.FunctionType(halves, [halves.as_pointer(), int32, mask.type, halves])
+        name = f"llvm.masked.load.v{self.lanes}i16.p0"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        address = self.builder.bitcast(address, halves.as_pointer())
+        loaded = self.builder.call(function, [address, int32(2), mask, ir.Constant(halves, None)])
+        integers = ir.VectorType(int32, self.lanes)
+        upper = self.builder.shl(self.builder.zext(loaded, integers), ir.Constant(integers, [16] * self.lanes))
+        return self.builder.bitcast(upper, self.vector)
+
+    def store_stored(self, vector: ir.Value, address: ir.Value, mask: ir.Value, stored: ir.Type) -> None:
+        """Write the numbers of the mask as they are or, as 16 bits, in bfloat16."""
+        if stored == self.number:
+            self.store_masked(vector, address, mask)
+            return
+        halves, int32 = ir.VectorType(stored, self.lanes), ir.IntType(32)
+        rounded = self._call("avx512bf16.cvtneps2bf16.512", ir.VectorType(Bfloat16(), self.lanes), vector)
+        kind = ir.FunctionType(ir.VoidType(), [halves, halves.as_pointer(), int32, mask.type])
+        name = f"llvm.masked.store.v{self.lanes}i16.p0"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        address = self.builder.bitcast(address, halves.as_pointer())
+        self.builder.call(function, [self.builder.bitcast(rounded, halves), address, int32(2), mask])
+
     def load_halves(
         self, address: ir.Value, index: ir.Value, exists: ir.Value | None, count: ir.Value, size: int
     ) -> ir.Value:
@@ -320,16 +347,18 @@ class TileEmitter(Emitter):
         return self.builder.bitcast(self.shuffle(halves, halves, order), self.vector)
 
 
-def emitted(name: str, body: Callable, *, inline: bool = False, emitter: type[Emitter] = Emitter) -> Callable:
+def emitted(
+    name: str, body: Callable, *, inline: bool = False, emitter: type[Emitter] = Emitter, like: int = 0
+) -> Callable:
     """A codegen for `@intrinsic`: a function of its own, called where the intrinsic is.
 
-    `body(emitter, *arguments)` writes the instructions. The first argument must be a pointer; what it points
+    `body(emitter, *arguments)` writes the instructions. The argument number `like` must be a pointer; what it points
     to is the type of number that the emitter works with. A function of its own keeps its registers: inlined
     into a large loop, a tile of accumulators would be spilled to memory.
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: list[ir.Value]) -> ir.Value:
-        number = context.get_value_type(signature.args[0].dtype)
+        number = context.get_value_type(signature.args[like].dtype)
         if inline:
             body(emitter(builder, number), *args)
             return context.get_dummy_value()

@@ -1,16 +1,15 @@
 """GPT-2's feed-forward layer, out = gelu(x W_upᵀ + b_up) W_downᵀ + b_down, and its backward pass.
 
-    u = x W_upᵀ + b_up          (N, H)     product, with an epilogue that makes
-    h = gelu(u)                 (N, H)
-    out = h W_downᵀ + b_down    (N, C)     product
+    u = x W_upᵀ + b_up                    (N, H)    product, with an epilogue that makes of it
+    h = gelu(u),  slope = gelu′(u)        (N, H)    what is kept
+    out = h W_downᵀ + b_down              (N, C)    product
     backward
-    du = (dout W_down) ∘ gelu′(u)          product, with an epilogue
+    du = (dout W_down) ∘ slope                      product, with an epilogue
     dx = du W_up,  dW_up = duᵀ x,  db_up = Σ du,  dW_down = doutᵀ h,  db_down = Σ dout
 
-12·N·C·H FLOPs forward and 24·N·C·H backward, as six products have. What is saved is traffic: H is 4·C, so u, h and du
-are the largest arrays of a model, and each is written once and read by the products alone. Where products are rounded
-to bfloat16 (`matmul_precision`), u, h and du are kept in bfloat16, as the products would round h and du anyway; u is
-rounded for gelu′ only.
+12·N·C·H FLOPs forward and 24·N·C·H backward, as six products have. What is saved is traffic: H is 4·C, so h, slope and
+du are the largest arrays of a model, and each is written once and read by the products alone. Where products are
+rounded to bfloat16 (`matmul_precision`) they are kept in bfloat16, as the products would round h and du anyway.
 """
 
 from __future__ import annotations
@@ -32,19 +31,20 @@ def mlp(
     x: np.ndarray, up: np.ndarray, down: np.ndarray, up_bias: np.ndarray | None, down_bias: np.ndarray | None,
     tanh: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """x (N, C), up (H, C), down (C', H), up_bias (H,), down_bias (C',) → (out (N, C'), u, h).
+    """x (N, C), up (H, C), down (C', H), up_bias (H,), down_bias (C',) → (out (N, C'), slope, h).
 
-    u and h, for the backward pass, are (N, H) of x's dtype, or bfloat16 as uint16. `tanh`: GPT-2's form of GELU.
+    slope and h, for the backward pass, are (N, H) of x's dtype, or bfloat16 as uint16. `tanh`: GPT-2's form of GELU.
     """
     shape = (len(x), len(up))
     if narrow_products(x, up):
-        u, h = empty(shape, np.uint16), empty(shape, np.uint16)
-        make = epilogue.gelu(u.dtype, tanh).address
-        matmul_narrow(x, up.T, bias=up_bias, epilogue=make, sides=(u, h))
-        return matmul_narrow(h, down.T, bias=down_bias), u, h
-    u, h = empty(shape, x.dtype), empty(shape, x.dtype)
-    multiply_with(product_of(x.dtype), x, up.T, up_bias, u, False, epilogue.gelu(x.dtype, tanh).address, (u, h))
-    return matmul(h, down.T, bias=down_bias), u, h
+        slope, h = empty(shape, np.uint16), empty(shape, np.uint16)
+        make = epilogue.gelu(h.dtype, tanh).address
+        matmul_narrow(x, up.T, bias=up_bias, epilogue=make, sides=(slope, h))
+        return matmul_narrow(h, down.T, bias=down_bias), slope, h
+    slope, h = empty(shape, x.dtype), empty(shape, x.dtype)
+    make = epilogue.gelu(x.dtype, tanh).address
+    multiply_with(product_of(x.dtype), x, up.T, up_bias, slope, False, make, (slope, h))
+    return matmul(h, down.T, bias=down_bias), slope, h
 
 
 class MLPGradients(NamedTuple):
@@ -58,21 +58,21 @@ class MLPGradients(NamedTuple):
 
 
 def mlp_backward(
-    dout: np.ndarray, x: np.ndarray, up: np.ndarray, down: np.ndarray, u: np.ndarray, h: np.ndarray, tanh: bool,
+    dout: np.ndarray, x: np.ndarray, up: np.ndarray, down: np.ndarray, slope: np.ndarray, h: np.ndarray,
     needs: tuple[bool, ...],
 ) -> MLPGradients:  # fmt: skip
     """Gradients of what `needs` marks (in the order of the result) from dout (N, C') and what `mlp` returned."""
-    narrow = u.dtype == np.uint16
+    narrow = h.dtype == np.uint16
     product = matmul_narrow if narrow else matmul
     wants_x, wants_up, wants_down, wants_up_bias, wants_down_bias = (*needs, False, False)[:5]
-    du = empty(u.shape, u.dtype)
+    du = empty(h.shape, h.dtype)
+    times, sides = epilogue.times(h.dtype).address, (slope, du)
     if not (wants_x or wants_up or wants_up_bias):
         pass
     elif narrow:
-        matmul_narrow(dout, down, epilogue=epilogue.gelu_backward(u.dtype, tanh).address, sides=(u, du))
+        matmul_narrow(dout, down, epilogue=times, sides=sides)
     else:
-        turn = epilogue.gelu_backward(u.dtype, tanh).address
-        multiply_with(product_of(u.dtype), dout, down, None, du, False, turn, (u, du))
+        multiply_with(product_of(h.dtype), dout, down, None, du, False, times, sides)
     return MLPGradients(
         product(du, up) if wants_x else None,
         product(du.T, x) if wants_up else None,

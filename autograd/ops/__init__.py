@@ -11,7 +11,7 @@
 
 from .activation import gelu, silu, swiglu
 from .arithmetic import abs_, add, clip, div, maximum, minimum, mul, neg, pow_, sub
-from .attention import attention, causal_self_attention
+from .attention import attention, causal_self_attention, multi_head_attention
 from .elementwise import cos, erf, exp, expm1, log, log1p, relu, rsqrt, sigmoid, sin, sqrt, tanh
 from .embedding import embedding, rotary_embedding
 from .feedforward import mlp
@@ -79,6 +79,7 @@ __all__ = [
     "minimum",
     "mlp",
     "mul",
+    "multi_head_attention",
     "neg",
     "permute",
     "pow_",

@@ -18,14 +18,15 @@ import math
 import numpy as np
 
 from ..kernels import attention as kernels
+from ..kernels import multi_head
 from ..kernels import random as random_kernels
 from ..op import Sample, fused
-from .linalg import matmul
+from .linalg import linear, matmul
 from .normalization import softmax
 from .selection import masked_fill, where
 from .shape import expand, permute, reshape, swapaxes, unsqueeze
 
-__all__ = ["attention", "causal_self_attention"]
+__all__ = ["attention", "causal_self_attention", "multi_head_attention"]
 
 
 def _repeat_heads(x, times):
@@ -121,13 +122,6 @@ class attention:
         return Sample((draw.array((B, H, Tq, D)), draw.array((B, K, Tk, D)), draw.array((B, K, Tk, D))), params)
 
 
-def _heads(qkv, n_head, n_kv_head):
-    """The fused projection (B, T, (H + 2K)·D) as views q (B, H, T, D), k and v (B, K, T, D)."""
-    B, T, _ = qkv.shape
-    heads = qkv.reshape((B, T, n_head + 2 * n_kv_head, -1)).swapaxes(1, 2)
-    return heads[:, :n_head], heads[:, n_head : n_head + n_kv_head], heads[:, n_head + n_kv_head :]
-
-
 @fused
 class causal_self_attention:
     """out = attention over the heads of a fused projection qkv (B, T, (H + 2K)·D), each position seeing itself and what
@@ -146,37 +140,14 @@ class causal_self_attention:
                 f"causal_self_attention: expected qkv (B, T, (H + 2K)·D), H = {n_head}, K = {n_kv_head}, "
                 f"K dividing H, got {qkv.shape}"
             )
-        q, k, v = _heads(qkv, n_head, n_kv_head)
-        B, H, T, D = q.shape
-        out = np.empty((B, T, H * D), qkv.dtype)
-        _, lse = kernels.attention(
-            q, k, v, scale=1 / math.sqrt(D), causal=True, dropout_p=dropout_p, seed=seed, out=_split_heads(out, H)
-        )
-        return out, lse
+        return multi_head.causal_heads(qkv, n_head, n_kv_head, dropout_p, seed)
 
     def vjp(dout, qkv, out, lse, n_head, n_kv_head, dropout_p, seed):
-        q, k, v = _heads(qkv, n_head, n_kv_head)
-        dqkv = np.empty(qkv.shape, qkv.dtype)
-        dq, dk, dv = _heads(dqkv, n_head, n_kv_head)
-        kernels.attention_backward(
-            _split_heads(np.ascontiguousarray(dout), n_head),
-            q,
-            k,
-            v,
-            _split_heads(out, n_head),
-            lse,
-            scale=1 / math.sqrt(q.shape[3]),
-            causal=True,
-            dropout_p=dropout_p,
-            seed=seed,
-            dq=dq,
-            dk=dk,
-            dv=dv,
-        )
-        yield dqkv
+        dout = np.ascontiguousarray(dout)
+        yield multi_head.causal_heads_backward(dout, qkv, out, lse, n_head, n_kv_head, dropout_p, seed)
 
     def plain(qkv, *, n_head, n_kv_head, dropout_p=0.0, seed=0):
-        q, k, v = _heads(qkv, n_head, n_kv_head)
+        q, k, v = multi_head.heads(qkv, n_head, n_kv_head)
         out = attention.plain(q, k, v, causal=True, dropout_p=dropout_p, seed=seed)
         return reshape(permute(out, dims=(0, 2, 1, 3)), shape=(*qkv.shape[:2], -1))  # (B, T, H·D)
 
@@ -196,6 +167,71 @@ class causal_self_attention:
         return Sample((draw.array((B, T, (H + 2 * K) * D)),), params)
 
 
-def _split_heads(x, n_head):
-    """A view of (B, T, H·D) as (B, H, T, D)."""
-    return x.reshape(*x.shape[:2], n_head, -1).swapaxes(1, 2)
+@fused
+class multi_head_attention:
+    """out = y W_outᵀ + b_out, with y = causal_self_attention(x W_qkvᵀ + b_qkv)
+
+    x (B, T, C), qkv_weight = W_qkv ((H + 2K)·D, C), out_weight = W_out (C′, H·D), qkv_bias and out_bias or None
+    → (B, T, C′)
+
+    dout_weight  = doutᵀ y              dout_bias = Σ dout
+    dqkv         = the derivative of `causal_self_attention`, from dy = dout W_out
+    dqkv_weight  = dqkvᵀ x              dqkv_bias = Σ dqkv
+    dx           = dqkv W_qkv
+
+    Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.2.2.
+    """
+
+    extras = ("qkv", "y", "lse")
+
+    def forward(
+        x, qkv_weight, out_weight, qkv_bias=None, out_bias=None, *, n_head, n_kv_head, dropout_p=0.0, seed=0
+    ):
+        width = qkv_weight.shape[0]
+        if (
+            x.ndim != 3
+            or x.shape[2] != qkv_weight.shape[1]
+            or n_head % n_kv_head
+            or width % (n_head + 2 * n_kv_head)
+            or out_weight.shape[1] != width // (n_head + 2 * n_kv_head) * n_head
+        ):
+            raise ValueError(
+                f"multi_head_attention: expected x (B, T, C), qkv_weight ((H + 2K)·D, C) and out_weight (C_out, H·D), "
+                f"H = {n_head}, K = {n_kv_head}, K dividing H, got {x.shape}, {qkv_weight.shape} and {out_weight.shape}"
+            )
+        return multi_head.multi_head(
+            x, qkv_weight, out_weight, qkv_bias, out_bias, n_head, n_kv_head, dropout_p, seed
+        )
+
+    def vjp(dout, x, qkv_weight, out_weight, qkv, y, lse, n_head, n_kv_head, dropout_p, seed, needs):
+        dout = np.ascontiguousarray(dout)
+        return multi_head.multi_head_backward(
+            dout, x, qkv_weight, out_weight, qkv, y, lse, n_head, n_kv_head, dropout_p, seed, needs
+        )
+
+    def plain(x, qkv_weight, out_weight, qkv_bias=None, out_bias=None, *, n_head, n_kv_head, dropout_p=0.0, seed=0):
+        qkv = linear.plain(x, qkv_weight, qkv_bias)
+        y = causal_self_attention.plain(qkv, n_head=n_head, n_kv_head=n_kv_head, dropout_p=dropout_p, seed=seed)
+        return linear.plain(y, out_weight, out_bias)
+
+    def samples(rng):
+        normal = lambda *shape: rng.normal(size=shape)
+        for B, T, H, K, D in ((2, 4, 2, 2, 3), (1, 5, 4, 2, 2), (2, 1, 2, 1, 4)):
+            width, params = (H + 2 * K) * D, {"n_head": H, "n_kv_head": K}
+            weights = normal(width, 3), normal(4, H * D)
+            yield Sample((normal(B, T, 3), *weights, normal(width), normal(4)), params)
+            yield Sample((normal(B, T, 3), *weights), params)
+        yield Sample((normal(B, T, 3), *weights, None, normal(4)), {**params, "dropout_p": 0.4, "seed": 3})
+        yield Sample((normal(2, 7, 3), *weights, normal(width), None), {**params, "dropout_p": 0.4, "seed": 3})
+        x, (qkv, out) = normal(2, 4, 3), weights
+        for wrong in ((x[0], qkv, out), (x[..., :2], qkv, out), (x, qkv[1:], out), (x, qkv, out[:, 1:])):
+            yield Sample(wrong, params, error=ValueError, match="multi_head_attention: expected x")
+        yield Sample((x, qkv, out), {"n_head": 2, "n_kv_head": 4}, error=ValueError, match="K dividing H")
+
+    def space(draw):
+        B, T, K, D, C = draw.size(1, 2), draw.size(1, 4), draw.size(1, 2), draw.size(1, 4), draw.size(1, 4)
+        H = K * draw.size(1, 2)
+        width, C_out = (H + 2 * K) * D, draw.size(1, 4)
+        biases = [draw.array((size,)) if draw.boolean() else None for size in (width, C_out)]
+        params = {"n_head": H, "n_kv_head": K, "dropout_p": draw.choice(0.0, 0.4), "seed": draw.size(0, 100)}
+        return Sample((draw.array((B, T, C)), draw.array((width, C)), draw.array((C_out, H * D)), *biases), params)

@@ -24,10 +24,11 @@ class mlp:
     dup        = duᵀ x             dup_bias = Σ du
     dx         = du W_up
 
-    `approximate` is gelu's. Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
+    gelu′(u) is made with gelu(u), and kept: `slope`. `approximate` is gelu's. Source: Radford et al., "Language Models
+    are Unsupervised Multitask Learners", 2019.
     """
 
-    extras = ("u", "h")
+    extras = ("slope", "h")
 
     def forward(x, up, down, up_bias=None, down_bias=None, *, approximate="none"):
         H, C = up.shape
@@ -38,12 +39,12 @@ class mlp:
         if approximate not in ("none", "tanh"):
             raise ValueError(f"mlp: expected approximate='none' or 'tanh', got {approximate!r}")
         rows = x.reshape(math.prod(x.shape[:-1]), C)
-        out, u, h = kernels.mlp(rows, up, down, up_bias, down_bias, approximate == "tanh")
-        return out.reshape(*x.shape[:-1], len(down)), u, h
+        out, slope, h = kernels.mlp(rows, up, down, up_bias, down_bias, approximate == "tanh")
+        return out.reshape(*x.shape[:-1], len(down)), slope, h
 
-    def vjp(dout, x, up, down, u, h, approximate, needs):
-        drows, rows = dout.reshape(len(u), len(down)), x.reshape(len(u), up.shape[1])
-        found = kernels.mlp_backward(drows, rows, up, down, u, h, approximate == "tanh", needs)
+    def vjp(dout, x, up, down, slope, h, needs):
+        drows, rows = dout.reshape(len(h), len(down)), x.reshape(len(h), up.shape[1])
+        found = kernels.mlp_backward(drows, rows, up, down, slope, h, needs)
         return (None if found.x is None else found.x.reshape(x.shape), *found[1:])
 
     def plain(x, up, down, up_bias=None, down_bias=None, *, approximate="none"):

@@ -1,0 +1,124 @@
+"""The attention branch in one go against its parts: the projections, and attention as a kernel of its own."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autograd.kernels.attention import attention, attention_backward
+from autograd.kernels.bfloat16 import amx_available, matmul_bf16, matmul_precision, round_to_bfloat16
+from autograd.kernels.matmul import matmul
+from autograd.kernels.multi_head import multi_head, multi_head_backward
+from tests.kernel_checks import check, numbers, same_bits_for_any_threads
+
+needs_amx = pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
+ALL = (True,) * 5
+seeds = st.integers(0, 2**32 - 1)
+
+
+dtypes = st.sampled_from(["float32", "float64"])
+
+
+@st.composite
+def problems(draw, dtypes=dtypes):
+    """(x, qkv_weight, out_weight, qkv_bias, out_bias), dout, (n_head, n_kv_head, dropout_p, seed)"""
+    B, T, C = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 5, 33, 70])), draw(st.sampled_from([2, 16, 40]))
+    K, D = draw(st.integers(1, 2)), draw(st.sampled_from([1, 8, 24]))
+    H, C_out = K * draw(st.integers(1, 2)), draw(st.sampled_from([2, 33]))
+    width, dtype, seed = (H + 2 * K) * D, draw(dtypes), draw(seeds)
+    shapes = [(B, T, C), (width, C), (C_out, H * D), (width,), (C_out,), (B, T, C_out)]
+    *inputs, dout = (numbers(shape, dtype, seed + i, 0.3) for i, shape in enumerate(shapes))
+    return inputs, dout, (H, K, draw(st.sampled_from([0.0, 0.3])), seed)
+
+
+def in_parts(inputs, dout, options, product, rounded=lambda x: x):
+    """(out, qkv, y, lse), (dx, dqkv_weight, dout_weight, dqkv_bias, dout_bias), where `rounded` is what is kept."""
+    x, qkv_weight, out_weight, qkv_bias, out_bias = inputs
+    H, K, p, seed = options
+    B, T, D = *x.shape[:2], out_weight.shape[1] // H
+    heads = lambda array: [part.reshape(B, T, -1, D).swapaxes(1, 2)
+                           for part in np.split(array, [H * D, (H + K) * D], axis=2)]
+    together = lambda *parts: np.concatenate([part.swapaxes(1, 2).reshape(B, T, -1) for part in parts], axis=2)
+    flat = lambda array: array.reshape(B * T, -1)
+    common = {"scale": 1 / math.sqrt(D), "causal": True, "dropout_p": p, "seed": seed}
+    qkv = rounded(product(flat(x), qkv_weight.T, bias=qkv_bias)).reshape(B, T, -1)
+    y, lse = attention(*heads(qkv), **common)
+    y = rounded(y)
+    out = product(flat(together(y)), out_weight.T, bias=out_bias).reshape(dout.shape)
+    dy = rounded(product(flat(dout), out_weight)).reshape(B, T, -1)
+    dqkv = flat(rounded(together(*attention_backward(heads(dy)[0], *heads(qkv), y, lse, **common))))
+    gradients = (product(dqkv, qkv_weight).reshape(x.shape), product(dqkv.T, flat(x)),
+                 product(flat(dout).T, flat(together(y))), dqkv.sum(axis=0), flat(dout).sum(axis=0))  # fmt: skip
+    return (out, qkv, together(y), lse), gradients
+
+
+@settings(max_examples=60)
+@given(problems())
+def test_is_its_parts_one_after_the_other(problem):
+    inputs, dout, options = problem
+    expected, expected_gradients = in_parts(inputs, dout, options, matmul)
+    made = multi_head(*inputs, *options)
+    gradients = multi_head_backward(dout, *inputs[:3], *made[1:], *options, ALL)
+    for a, b in zip((*made, *gradients[:3]), (*expected, *expected_gradients[:3]), strict=True):
+        if dout.shape[:2] == (1, 1):  # products with a vector, whose sums depend on how it lies in memory
+            check(a, b, 64, scale=1 + float(abs(b).max()))
+        else:
+            np.testing.assert_array_equal(a, b)
+    for a, b in zip(gradients[3:], expected_gradients[3:], strict=True):
+        check(a, b, 8 + dout.shape[0] * dout.shape[1], scale=1 + len(b) * float(abs(b).max(initial=0)))
+
+
+def widen(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+@needs_amx
+@settings(max_examples=60)
+@given(problems(st.just("float32")))
+def test_in_bfloat16_what_is_kept_is_the_rounded_number(problem):
+    inputs, dout, options = problem
+    x, _, _, _, _ = inputs
+    with matmul_precision("bfloat16"):
+        made = multi_head(*inputs, *options)
+        gradients = multi_head_backward(dout, *inputs[:3], *made[1:], *options, ALL)
+        if made[1].dtype != np.uint16:  # a single head, or a product with a vector
+            assert x.shape[0] * options[1] == 1 or x.shape[:2] == (1, 1)
+            return
+        if x.shape[1] <= 2:
+            return  # by its parts, a query or two would be attended to in float32
+        expected, expected_gradients = in_parts(inputs, dout, options, matmul_bf16, round_to_bfloat16)
+    out, qkv, y, lse = made
+    # sums in another order may be rounded to the other side
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0.01, atol=0.01 * (1e-6 + float(abs(b).max(initial=0))))
+    for a, b in zip((out, widen(qkv), widen(y), lse), expected, strict=True):
+        close(a, b)
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(a, b, atol=0.03 * (1e-6 + float(abs(b).max(initial=0))))
+
+
+def test_only_what_is_wanted_is_computed():
+    x, weight, out_weight, dout = (numbers(s, "float32", 0) for s in ((2, 5, 7), (18, 7), (4, 6), (2, 5, 4)))
+    options = (2, 2, 0.0, 0)
+    _, *kept = multi_head(x, weight, out_weight, None, None, *options)
+    everything = multi_head_backward(dout, x, weight, out_weight, *kept, *options, (True,) * 3)
+    assert everything.qkv_bias is None and everything.out_bias is None
+    for i in range(3):
+        needs = tuple(j == i for j in range(3))
+        one = multi_head_backward(dout, x, weight, out_weight, *kept, *options, needs)
+        assert [g is not None for g in one] == [j == i for j in range(5)]
+        np.testing.assert_array_equal(one[i], everything[i])
+
+
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_amx)])
+def test_the_same_bits_for_any_number_of_threads(precision):
+    shapes = [(2, 70, 48), (60, 48), (48, 36), (60,), (48,), (2, 70, 48)]
+    *inputs, dout = (numbers(shape, "float32", i, 0.3) for i, shape in enumerate(shapes))
+
+    def run():
+        with matmul_precision(precision):
+            made = multi_head(*inputs, 3, 1, 0.2, 5)
+            return (*made, *multi_head_backward(dout, *inputs[:3], *made[1:], 3, 1, 0.2, 5, ALL))
+
+    same_bits_for_any_threads(run)
