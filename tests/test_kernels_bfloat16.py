@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from autograd.kernels import bfloat16
 from autograd.kernels.bfloat16 import amx_available, matmul_bf16, matmul_precision, round_to_bfloat16
 from autograd.kernels.jit import num_threads, set_num_threads
-from autograd.kernels.matmul import matmul
+from autograd.kernels.matmul import NOTHING, matmul
+from autograd.kernels.tasks import share
 
 # none, one, the tiles (16, 32), the group of rows (128), the blocks of the sum and of columns (512)
 sizes = st.sampled_from([0, 1, 2, 15, 16, 17, 31, 32, 33, 64, 65, 96, 130, 161])
@@ -163,6 +164,18 @@ def test_the_precision_is_a_setting_and_a_context():
     np.testing.assert_array_equal(matmul(a, b), exact)
     with pytest.raises(ValueError, match="float16"):
         matmul_precision("float16")
+
+
+@given(st.integers(1, 30000), st.integers(1, 5000), st.integers(1, bfloat16.WIDTH))
+def test_blocks_that_are_packed_at_a_time_fit_into_the_workspace(K, M, N):
+    wide = -(-min(N, bfloat16.widest(K, NOTHING)) // bfloat16.SQUARE) * bfloat16.SQUARE
+    blocks = -(-K // bfloat16.DEPTH)
+    at_a_time = min(bfloat16.blocks_packed(K, M, wide), blocks)
+    assert at_a_time >= 1
+    for first in range(0, blocks, at_a_time):
+        begin, _ = share(K, 32, first, blocks)
+        last, depth = share(K, 32, min(first + at_a_time, blocks) - 1, blocks)
+        assert (last - begin + -(-depth // 32) * 32) * wide <= bfloat16.B_NUMBERS
 
 
 @pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
