@@ -58,7 +58,7 @@ KERNELS = "autograd/kernels"
 # For each kernel file the operators whose proof runs through it; its own tests run first.
 PROOFS = {
     "activation": "gelu silu swiglu", "attention": "attention causal_self_attention",
-    "attention_vectors": "attention causal_self_attention", "attention_bfloat16": "attention causal_self_attention",
+    "attention_vectors": "attention causal_self_attention", "attention_parts": "attention causal_self_attention",
     "cross_entropy": "cross_entropy linear_cross_entropy", "elementary": "gelu silu softmax", "embedding": "embedding",
     "norm": "layer_norm rms_norm", "mlp": "mlp", "epilogue": "mlp", "random": "dropout", "rotary": "rotary_embedding",
     "multi_head": "causal_self_attention multi_head_attention",
@@ -67,11 +67,17 @@ PROOFS = {
 }  # fmt: skip
 # Kernel files without a test file of their own name, or with more than one.
 OTHERS = {
-    "arrays": "arrays", "ir": "matmul attention bfloat16", "matrix": "matmul bfloat16", "tasks": "matmul attention",
+    "arrays": "arrays", "ir": "ir matmul attention bfloat16 mlp", "matrix": "matmul bfloat16",
+    "tasks": "matmul attention", "bfloat16": "bfloat16 mlp attention", "matmul": "matmul mlp",
     "attention_parts": "attention", "attention_vectors": "attention", "attention_bfloat16": "attention",
     "epilogue": "mlp",
     "special": "", "elementary": "elementary softmax activation",
 }  # fmt: skip
+# Which of these tests meet the kernel; the others would only compile more. One on a smaller processor is a process of
+# its own, in which nothing is changed.
+AIMED = {"attention_bfloat16": "bfloat16 or even", "attention_vectors": "not bfloat16"}
+AIMED["bfloat16"] = "bfloat16 or even or mlp"
+ELSEWHERE = "not processor"
 INFRASTRUCTURE = {"jit", "memory", "__init__"}  # how kernels are compiled and memory is kept: no arithmetic
 
 # The kinds of mistakes, and the mutators that make them.
@@ -91,12 +97,13 @@ RAISES = re.compile(
     r"|ReplaceComparisonOperator_(Lt|LtE|Gt|GtE|Eq|NotEq)_(Is|IsNot|In|NotIn)|RemoveDecorator|ExceptionReplacer)$"
 )
 
-NO_RULE = re.compile(r"samples?$|space$|_pairs|_apart|_samples|_space|examples$|^plan$")  # plan: who does what when
+NO_RULE = re.compile(r"samples?$|space$|_pairs|_apart|_samples|_space|examples$|^plan$|fetch")  # who does what when
 NO_VALUE = {"domain", "fresh", "__all__", "kinks", "_SHAPES"}
 # How much of an array is worked on at a time: any size gives the same numbers, at another speed.
 NO_VALUE |= {"GRAIN", "CHUNK_BYTES", "PARTIALS", "QUERIES", "KEYS", "FEW", "DEPTH", "WIDTH", "GROUP", "SMALL", "APART"}
-NO_VALUE |= {"DOTS", "UNROLL", "VECTOR_TASK", "VECTOR_UNIT"}
+NO_VALUE |= {"DOTS", "UNROLL", "VECTOR_TASK", "VECTOR_UNIT", "TASKS", "ROWS_OF_PART", "step"}
 NO_VALUE |= {"CLOCKS_TILE", "CLOCKS_PACK", "CLOCKS_PACK_A", "CLOCKS_PACK_B"}
+NO_OPTION = {"copy", "strict", "likely"}  # what need not be copied, does not differ in length, or decides about speed
 
 
 # -- which mutants -----------------------------------------------------------------------------------------------------
@@ -214,8 +221,12 @@ def meaningless(source: str) -> list[tuple[tuple[int, int], tuple[int, int], str
         if isinstance(node, ast.FunctionDef):
             if NO_RULE.search(node.name):
                 leave_out(node)
-            if not node.args.defaults and not any(node.args.kw_defaults):  # a bare `*` is no product
+            if not node.args.defaults and not any(node.args.kw_defaults):
                 stretches.append(((node.lineno, node.col_offset), (node.body[0].lineno, 0), ""))
+            if node.args.kwonlyargs and not node.args.vararg:  # a bare `*` is no product
+                before = [node, *node.args.args, *node.args.defaults][-1 if node.args.args else 0]
+                start = (node.lineno, node.col_offset) if before is node else (before.end_lineno, before.end_col_offset)
+                stretches.append((start, (node.args.kwonlyargs[0].lineno, node.args.kwonlyargs[0].col_offset), ""))
             for decorator in node.decorator_list:
                 leave_out(decorator)
             for argument in (*node.args.args, *node.args.kwonlyargs):
@@ -228,10 +239,12 @@ def meaningless(source: str) -> list[tuple[tuple[int, int], tuple[int, int], str
             leave_out(node)
         elif isinstance(node, ast.Call):
             for option in node.keywords:
-                leave_out(option if option.arg == "copy" else None)  # of what need not be copied
+                leave_out(option if option.arg in NO_OPTION else None)
             if getattr(node.func, "attr", "") == "reshape":
                 for argument in node.args:  # NumPy takes any negative size for the one to infer
                     leave_out(argument if isinstance(argument, ast.UnaryOp) else None, "NumberReplacer|Invert")
+            if getattr(node.func, "id", "") == "rows_per_chunk":  # any number of rows gives the same numbers
+                leave_out(node)
             if getattr(node.func, "id", "") == "prange":
                 leave_out(node, "^(?!.*OffByOne)")  # more chunks than there are find nothing to do
         elif isinstance(node, ast.AnnAssign):
@@ -251,7 +264,7 @@ def tests_of(module: str, function: str = "") -> Iterator[list[str]]:
     name, proofs = Path(module).stem, "tests/test_autograd_operators.py"
     if module.startswith(KERNELS):
         for test in OTHERS.get(name, name).split():
-            yield [f"tests/test_kernels_{test}.py"]
+            yield [f"tests/test_kernels_{test}.py", "-k", f"{ELSEWHERE} and ({AIMED.get(name, ELSEWHERE)})"]
         names = PROOFS.get(name, "").split()
         if names:
             yield [proofs, "-k", " or ".join(f"[{operator}]" for operator in names)]

@@ -95,3 +95,6 @@ def test_a_workspace_is_used_again_and_never_by_two():
     larger = workspace(DTYPES[1], 2, 5000)
     assert larger.shape == (2, 5120) and larger.base is not base
     larger[...] = 1  # all of it is there
+    for elements in (1, 1000, 1025):
+        parts = workspace(DTYPES[0], 3, elements)
+        assert all(part.ctypes.data % 64 == 0 and part.size >= elements for part in parts), "each begins a cache line"

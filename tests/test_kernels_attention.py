@@ -16,6 +16,7 @@ from kernel_checks import DTYPES, check, dtypes, precise, same_bits_for_any_thre
 
 from autograd.kernels import attention as attention_module
 from autograd.kernels import bfloat16
+from autograd.kernels.arrays import give_back, workspace
 from autograd.kernels.attention import FEW, attention, attention_backward
 from autograd.kernels.bfloat16 import amx_available, matmul_precision, round_to_bfloat16
 from autograd.kernels.random import uniform
@@ -57,13 +58,14 @@ def exact(dout, q, k, v, scale, causal, p, seed, unit=0):
 
 
 def compare(dout, q, k, v, scale, causal, p=0.0, seed=0, unit=0, **targets):
+    assert not unit or q.dtype == np.float32  # others are not rounded
     options = {"scale": scale, "causal": causal, "dropout_p": p, "seed": seed}
     out, lse = attention(q, k, v, **options, out=targets.pop("out", None))
     gradients = attention_backward(dout, q, k, v, out, lse, **options, **targets)
     expected = exact(dout, q, k, v, scale, causal, p, seed)
     rounded = exact(dout, q, k, v, scale, causal, p, seed, unit) if unit else [0.0] * 5
     # the error of a score is that of a sum of D products, and moves the weight by as much, relatively
-    biggest = lambda x: float(abs(x).max(initial=0))
+    biggest, scale = lambda x: float(abs(x).max(initial=0)), abs(scale)
     conditioning = 16 + q.shape[3] + scale * biggest(q) * biggest(k) * q.shape[3]
     check(out, expected[0], conditioning, scale=biggest(v) / (1 - p), also=rounded[0])
     check(lse, expected[1], conditioning)
@@ -150,6 +152,21 @@ def test_the_first_key_has_all_the_weight_of_the_first_query(dtype, precision, T
     np.testing.assert_array_equal(dv, dout)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("T", [2, 70])
+def test_a_negative_scale_is_that_of_negative_queries(dtype, T):
+    rng = np.random.default_rng(0)
+    dout, q, k, v = (rng.standard_normal((1, 2, T, 24)).astype(dtype) for _ in range(4))
+    for scale in (0.0, 1.0, 300.0):
+        out, lse = attention(q, k, v, scale=-scale, causal=True)
+        dq, *found = attention_backward(dout, q, k, v, out, lse, scale=-scale, causal=True)
+        other = attention(-q, k, v, scale=scale, causal=True)
+        negative, *expected = attention_backward(dout, -q, k, v, *other, scale=scale, causal=True)
+        for a, b in zip((out, lse, dq, *found), (*other, -negative, *expected), strict=True):
+            np.testing.assert_array_equal(a, b)
+            assert np.isfinite(a).all()
+
+
 @pytest.mark.parametrize(("dtype", "precision"), KINDS, ids=str)
 @pytest.mark.parametrize("Tq", [1, 100])
 def test_nan_and_infinity_reach_the_queries_that_see_them(dtype, precision, Tq):
@@ -162,14 +179,30 @@ def test_nan_and_infinity_reach_the_queries_that_see_them(dtype, precision, Tq):
         assert np.isnan(out[0, 0, -1]).all() and np.isfinite(out[0, 0, :-1]).all() and np.isfinite(lse[0, 0, :-1]).all()
 
 
+@pytest.mark.parametrize(("dtype", "precision"), KINDS, ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("Tq", "Tk"), [(300, 300), (40, 530), (2, 70)])
+def test_an_infinite_value_stays_in_its_column(dtype, precision, causal, Tq, Tk):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((1, 1, T, 64)).astype(dtype) for T in (Tq, Tk, Tk))
+    bad = v.copy()
+    bad[:, :, 0, ::20] = np.inf
+    with matmul_precision(precision):
+        expected, _ = attention(q, k, v, scale=0.1, causal=causal)
+        out, _ = attention(q, k, bad, scale=0.1, causal=causal)
+    expected[..., ::20] = np.inf
+    np.testing.assert_array_equal(out, expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_query_at_a_time_gives_what_all_give_at_once(dtype):
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, heads, 90, 24)).astype(dtype) for heads in (4, 2, 2))
-    whole, _ = attention(q, k, v, scale=0.3, causal=True)
+    whole, sums = attention(q, k, v, scale=0.3, causal=True)
     for t in (1, 2, 64, 90):
-        last, _ = attention(q[:, :, t - 1:t], k[:, :, :t], v[:, :, :t], scale=0.3, causal=True)
+        last, lse = attention(q[:, :, t - 1:t], k[:, :, :t], v[:, :, :t], scale=0.3, causal=True)
         check(last, precise(whole[:, :, t - 1:t]), 64)
+        check(lse, precise(sums[:, :, t - 1:t]), 64)
 
 
 needs_tiles = pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
@@ -188,10 +221,12 @@ def test_in_bfloat16_like_the_textbook(problem, p, seed):
 @pytest.mark.parametrize(("T", "D"), [(600, 64), (257, 80)])
 def test_in_bfloat16_over_several_chunks_of_keys(T, D):
     rng = np.random.default_rng(0)
-    arrays = [round_to_bfloat16(rng.standard_normal((1, heads, T, D))) for heads in (2, 2, 1, 1)]
+    arrays = [round_to_bfloat16(rng.standard_normal((1, heads, T, D), np.float32)) for heads in (2, 2, 1, 1)]
     with matmul_precision("bfloat16"):
         compare(*arrays, D**-0.5, True, unit=BFLOAT16)
         compare(*arrays, 2.0, True, 0.1, 3, unit=BFLOAT16)
+        compare(*arrays, -2.0, True, unit=BFLOAT16)
+        compare(*arrays, 0.0, True, unit=BFLOAT16)
         compare(*arrays, D**-0.5, False, unit=BFLOAT16)
 
 
@@ -233,6 +268,8 @@ def test_operands_in_bfloat16_give_the_same_numbers_rounded(problem, p, seed):
         found = attention_backward(*map(narrow, (dout, q, k, v)), out, lse, **options)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, narrow(b))
+    with pytest.raises(ValueError, match="positive scale"):
+        attention(*map(narrow, (q, k, v)), scale=-1.0, causal=causal)
 
 
 @needs_tiles
@@ -263,18 +300,103 @@ def test_without_tiles_attention_stays_in_float32(monkeypatch):
         np.testing.assert_array_equal(attention(q, k, v, scale=1.0, causal=True)[0], expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("earlier", [55, 63, 64, 119, 124, 127, 128])
+def test_the_diagonal_crosses_blocks_anywhere(dtype, earlier):
+    rng = np.random.default_rng(0)
+    dout, q, k, v = (rng.standard_normal((1, 1, T, 32)).astype(dtype) for T in (64, 64, 64 + earlier, 64 + earlier))
+    compare(dout, q, k, v, 0.2, True)
+
+
+@pytest.mark.parametrize(("dtype", "precision"), KINDS, ids=str)
+@pytest.mark.parametrize(("Tq", "Tk", "D"), [(2, 5, 3), (70, 70, 33), (20, 300, 80)])
+def test_what_lies_beside_the_operands_is_neither_read_nor_written(dtype, precision, Tq, Tk, D):
+    rng = np.random.default_rng(0)
+    margin = slice(3, -40)  # of rows and columns before and after
+    options = {"scale": 0.1, "causal": Tq == Tk}
+
+    def amid(array, other):
+        B, H, T, width = array.shape
+        around = np.full((B, H, T + 43, width + 43), other, array.dtype)
+        around[:, :, margin, margin] = array
+        return around[:, :, margin, margin]
+
+    dout, q = (rng.standard_normal((2, 2, Tq, D)).astype(dtype) for _ in range(2))
+    k, v = (rng.standard_normal((2, 1, Tk, D)).astype(dtype) for _ in range(2))
+    with matmul_precision(precision):
+        out, lse = attention(q, k, v, **options)
+        expected = out, *attention_backward(dout, q, k, v, out, lse, **options)
+        found = [amid(np.zeros_like(x), 7) for x in (q, q, k, v)]
+        dout, q, k, v = (amid(x, np.nan) for x in (dout, q, k, v))
+        attention(q, k, v, **options, out=found[0])
+        attention_backward(dout, q, k, v, amid(out, np.nan), lse, **options, dq=found[1], dk=found[2], dv=found[3])
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+        a[...] = 7
+        assert (a.base == 7).all()
+
+
+GUARD, UNUSED = 1 << 16, 1 << 12  # numbers
+
+
+@pytest.mark.parametrize(("dtype", "precision"), KINDS, ids=str)
+@pytest.mark.parametrize(("Tq", "Tk", "D"), [(130, 130, 16), (64, 300, 33), (530, 520, 80)])
+def test_a_workspace_is_as_large_as_what_is_laid_out_in_it(monkeypatch, dtype, precision, Tq, Tk, D):
+    """Nothing is written beyond it, little is left over at its end, and what it held before does not matter."""
+    rng = np.random.default_rng(0)
+    dout, q = (rng.standard_normal((1, 2, Tq, D)).astype(dtype) for _ in range(2))
+    k, v = (rng.standard_normal((1, 1, Tk, D)).astype(dtype) for _ in range(2))
+    options = {"scale": 0.1, "causal": Tq == Tk, "dropout_p": 0.1, "seed": 1}
+
+    def run():
+        out, lse = attention(q, k, v, **options)
+        return out, lse, *attention_backward(dout, q, k, v, out, lse, **options)
+
+    sizes = []
+
+    def take(dtype, workers, size):
+        sizes.append(size)
+        memory = workspace(dtype, workers, size + GUARD)
+        memory[:, :size], memory[:, size:] = np.nan, 7
+        return memory
+
+    def look_at(memory):
+        assert (memory[:, sizes[-1]:] == 7).all()
+        assert not np.isnan(memory[:, sizes[-1] - UNUSED:sizes[-1]]).all()
+        give_back(memory)
+
+    with matmul_precision(precision):
+        expected = run()
+        monkeypatch.setattr(attention_module, "workspace", take)
+        monkeypatch.setattr(attention_module, "give_back", look_at)
+        found = run()
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(sizes) == 2
+
+
 def test_shapes_are_checked():
     array = lambda *shape: np.zeros(shape, np.float32)
     with pytest.raises(ValueError, match="H a multiple of K"):
         attention(array(1, 3, 4, 8), array(1, 2, 4, 8), array(1, 2, 4, 8), scale=1, causal=False)
-    with pytest.raises(ValueError, match="expected q"):
-        attention(array(1, 2, 4, 8), array(1, 2, 4, 8), array(1, 2, 5, 8), scale=1, causal=False)
+    good = (1, 2, 4, 8)
+    for q, k, v in (
+        (good, good, (1, 2, 5, 8)), (good, (1, 2, 5, 8), good), ((2, 2, 4, 8), good, good), ((1, 2, 4, 7), good, good),
+        ((1, 2, 4, 9), good, good), (good[1:], good, good), (good[1:],) * 3, ((*good, 1),) * 3,
+        ((*good, 1), good, good), (good, (1, 0, 4, 8), (1, 0, 4, 8)), (good, (2, 2, 4, 8), (2, 2, 4, 8)),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="expected q"):
+            attention(array(*q), array(*k), array(*v), scale=1, causal=False)
     with pytest.raises(ValueError, match="as many keys as queries"):
         attention(array(1, 2, 5, 8), array(1, 2, 4, 8), array(1, 2, 4, 8), scale=1, causal=True)
     with pytest.raises(ValueError, match="at least one key"):
         attention(array(1, 2, 5, 8), array(1, 2, 0, 8), array(1, 2, 0, 8), scale=1, causal=False)
-    with pytest.raises(ValueError, match="expected out to be"):
-        attention(*[array(1, 2, 5, 8)] * 3, scale=1, causal=True, out=array(1, 2, 8, 5).swapaxes(2, 3))
+    read_only = array(*good)
+    read_only.flags.writeable = False
+    narrow = array(*good).astype(np.float16)
+    for out in (array(1, 2, 8, 4).swapaxes(2, 3), array(1, 2, 4, 9), array(*good).astype(float), narrow, read_only):
+        with pytest.raises(ValueError, match="expected out to be"):
+            attention(*[array(*good)] * 3, scale=1, causal=True, out=out)
 
 
 def test_same_bits_for_any_threads():

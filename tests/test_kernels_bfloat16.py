@@ -165,6 +165,18 @@ def test_the_precision_is_a_setting_and_a_context():
         matmul_precision("float16")
 
 
+@pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
+def test_narrow_products_are_those_that_are_rounded():
+    single, double = (np.ones((2, bfloat16.LONGEST), dtype) for dtype in (np.float32, np.float64))
+    longer = np.ones((2, bfloat16.LONGEST + 1), np.float32)
+    others = [(double, single), (single, double), (double, double), (single[:1], single), (single, single[:1])]
+    others.append((longer, longer))
+    with matmul_precision("bfloat16"):
+        assert bfloat16.narrow_products(single, single)
+        assert not any(bfloat16.narrow_products(*pair) for pair in others)
+    assert not bfloat16.narrow_products(single, single)
+
+
 def test_without_amx_the_rounded_operands_are_multiplied_in_float32(monkeypatch):
     rng = np.random.default_rng(6)
     a, b, bias = normal(rng, 40, 100), normal(rng, 100, 33), normal(rng, 33)

@@ -87,6 +87,20 @@ def test_nan_is_not_hidden():
         assert np.isnan(losses[0]) and np.isfinite(losses[1])
 
 
+def test_minus_100_is_ignored_unless_another_number_is_named():
+    logits, targets = numbers((9, 5), np.float32, 0), np.arange(9) % 3
+    for ignored, named in ((-100, ()), (1, (1,))):
+        kept = targets != 1
+        losses, lse = cross_entropy(logits, np.where(kept, targets, ignored), *named)
+        np.testing.assert_array_equal(losses, np.where(kept, cross_entropy(logits, targets)[0], 0))
+        slope = cross_entropy_backward(np.ones(9, np.float32), logits, np.where(kept, targets, ignored), lse, *named)
+        np.testing.assert_array_equal(slope.any(axis=1), kept)
+        found = linear_cross_entropy(logits, np.eye(5, dtype=np.float32), np.where(kept, targets, ignored), *named)
+        expected = linear_cross_entropy(logits[kept], np.eye(5, dtype=np.float32), targets[kept])
+        assert found[0] == expected[0]
+        np.testing.assert_array_equal(found[1][kept], expected[1])
+
+
 def test_targets_are_checked():
     logits = np.zeros((2, 3), np.float32)
     for wrong in (3, -1):
@@ -94,8 +108,9 @@ def test_targets_are_checked():
             cross_entropy(logits, np.array([0, wrong]), IGNORED)
         with pytest.raises(IndexError, match=f"target {wrong} is out of range"):
             linear_cross_entropy(logits, np.zeros((3, 3), np.float32), np.array([0, wrong]), IGNORED, True)
-    with pytest.raises(ValueError, match="one target for each of 2 rows"):
-        cross_entropy(logits, np.zeros(3, int), IGNORED)
+    for shape in (1, 3, (2, 1)):
+        with pytest.raises(ValueError, match="one target for each of 2 rows"):
+            cross_entropy(logits, np.zeros(shape, int), IGNORED)
 
 
 def test_same_bits_for_any_threads():

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from kernel_checks import DTYPES, PRECISE
+from llvmlite import ir
 
 from autograd.kernels import elementary
 from autograd.kernels.jit import kernel
@@ -35,7 +36,7 @@ def mapped(function):
     return apply
 
 
-COMPILED = {name: mapped(getattr(elementary, name)) for name in [*FUNCTIONS, "exp2"]}
+COMPILED = {name: mapped(getattr(elementary, name)) for name in [*FUNCTIONS, "exp2", "narrow", "widen", "as_number"]}
 
 
 def apply(name, x):
@@ -93,6 +94,17 @@ def test_infinities_and_nan_as_in_the_library(name, dtype):
     np.testing.assert_array_max_ulp(apply(name, x), np.array(expected * 7, dtype), maxulp=1, dtype=dtype)
 
 
+@pytest.mark.parametrize(("number", "bits"), [(ir.FloatType(), 32), (ir.DoubleType(), 64)], ids=str)
+def test_constants_stand_in_every_lane_of_a_vector(number, bits):
+    vector, integer = ir.VectorType(number, 8), ir.IntType(bits)
+    assert elementary.constants_of(vector) is elementary.constants_of(number)
+    assert elementary.constants_of(number).zero.itemsize * 8 == bits
+    assert elementary.integers_like(number) == integer
+    assert elementary.integers_like(vector) == ir.VectorType(integer, 8)
+    assert str(elementary.constant(vector, 2)) == str(ir.Constant(vector, [2.0] * 8))
+    assert str(elementary.constant(integer, 2.0)) == str(ir.Constant(integer, 2))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_exp_never_returns_a_subnormal_number(dtype):
     x = np.linspace(2 * np.log(np.finfo(dtype).tiny), np.log(np.finfo(dtype).tiny) + 1, 10000).astype(dtype)
@@ -114,6 +126,27 @@ def test_exp2_where_attention_needs_it(dtype):
     assert (below >= 0).all() and (below <= info.tiny).all()
     special = apply("exp2", np.array([-np.inf, np.nan, 0] * 7, dtype))
     np.testing.assert_array_equal(special, np.array([0, np.nan, 1] * 7, dtype))
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40))
+@example([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7F800000, 0xFF7FFFFF, 0x3F808000, 0x3F818000, 0x3F808001, 0x80000000])
+def test_bfloat16_is_the_nearest_and_ties_go_to_even(bits):
+    x, short = np.array(bits, np.uint32).view(np.float32), np.empty(len(bits), np.uint16)
+    COMPILED["narrow"](x, short)
+    wide = np.empty(len(bits), np.float32)
+    COMPILED["widen"](short, wide)
+    assert [int(s) << 16 for s in short] == list(wide.view(np.uint32))
+    with np.errstate(invalid="ignore"):  # NaN that signals
+        double = x.astype(np.float64)
+    for number in (short, x, double):  # what kernels read from arrays of any kind
+        read = np.empty(len(bits), np.float64)
+        COMPILED["as_number"](number, read)
+        np.testing.assert_array_equal(read, wide if number is short else number)
+    np.testing.assert_array_equal(np.isnan(wide), np.isnan(x))
+    for b, s in zip(bits, short, strict=True):
+        if not np.isnan(np.uint32(b).view(np.float32)):
+            nearest = (b >> 16) + ((b & 0xFFFF) + (b >> 16 & 1) > 0x8000)
+            assert s == nearest or (b & 0x7F800000 == 0 and s == b >> 16 & 0x8000), "below 2⁻¹²⁶ it may be 0"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_checks import DTYPES, check, dtypes, layouts, lengths, numbers, precise, same_bits_for_any_threads, seeds
 
+from autograd.kernels import embedding as module
 from autograd.kernels.embedding import embedding, embedding_backward
 
 shapes = st.sampled_from([(), (0,), (1,), (7,), (3, 0), (2, 3), (4, 50)])
@@ -43,6 +44,15 @@ def test_indices_are_checked(wrong):
         embedding(weight, np.array([[0, 4], [wrong, 1]]))
     with pytest.raises(IndexError, match=f"index {wrong} is out of range"):
         embedding_backward(np.zeros((1, 2), np.float32), np.array([wrong]), 5)
+
+
+def test_lists_of_positions_stay_in_their_bounds(monkeypatch):
+    """The kernel as Python code, which notices."""
+    monkeypatch.setattr(module, "_sort_positions", module._sort_positions.py_func)
+    for idx in ([], [2, 0, 2], [4, 4, 4], [0, 1, 2, 3, 4]):
+        dout = np.ones((len(idx), 1), np.float32)
+        counts = embedding_backward(dout, np.array(idx, np.int64), 5)
+        np.testing.assert_array_equal(counts[:, 0], np.bincount(np.array(idx, int), minlength=5))
 
 
 def test_same_bits_for_any_threads():

@@ -1,6 +1,7 @@
 """Layer norm and RMS norm against their definitions in higher precision."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_checks import DTYPES, check, layouts, matrices, numbers, precise, same_bits_for_any_threads, seeds
@@ -67,6 +68,14 @@ def test_rms_norm(problem):
     size = (1 + abs(dout).max(initial=0)) * (1 + abs(expected).max(initial=0))
     check(dx, exact_dx, 32, scale=size * rstd.max(initial=0))
     check(dweight, exact_dweight, 8 + len(x), scale=size)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_large_mean_costs_the_deviation_no_digits(dtype):
+    x = numbers((5, 400), dtype, 0) + dtype.type(2e4)
+    _, mean, rstd = layer_norm(x, None, None, EPS)
+    check(mean, precise(x).mean(axis=-1), 8)
+    check(rstd, 1 / np.sqrt(precise(x).var(axis=-1) + EPS), 64)
 
 
 def test_nan_stays_in_its_row():

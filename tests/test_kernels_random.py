@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_checks import DTYPES, layouts, matrices, numbers, same_bits_for_any_threads, seeds
 
-from autograd.kernels.random import dropout, random_bits, uniform
+from autograd.kernels.random import dropout, keys, random_bits, uniform
 
 SIZE = 1 << 18
 
@@ -42,6 +42,14 @@ def test_bits_are_the_hash_of_their_position(key0, key1, i):
     h = ((h ^ h >> 15) * 0x846CA68B) & word
     h = ((h ^ h >> 13) * 0xC2B2AE35) & word
     assert random_bits(np.uint32(key0), np.uint32(key1), i) == h ^ h >> 16
+
+
+@pytest.mark.parametrize(("seed", "bits"), [(0, 0xE220A8397B1DCDAF), (1234567, 6457827717110365317)])
+def test_keys_are_the_first_number_of_splitmix64(seed, bits):
+    """Numbers that other implementations publish; `seed` counts by its lowest 64 bits."""
+    for same in (seed, seed + 2**64, seed - 2**64):
+        low, high = keys(same)
+        assert int(high) << 32 | int(low) == bits
 
 
 def correlation(a, b):

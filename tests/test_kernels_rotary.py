@@ -42,11 +42,12 @@ def test_the_opposite_angle_turns_back(dtype, seed):
 
 
 def test_shapes_are_checked():
-    x = np.zeros((1, 3, 2, 8), np.float32)
-    for cos_shape in ((3, 8), (2, 4), (3, 3)):
-        cos = np.zeros(cos_shape, np.float32)
+    good, table = (1, 3, 2, 8), (3, 4)
+    wrong = [(good, (3, 8)), (good, (2, 4)), (good, (3, 3)), ((1, 3, 2, 7), (3, 3)), ((3, 2, 8), table),
+             ((*good, 1), table)]  # fmt: skip
+    for x, cos, sin in (*((x, cos, cos) for x, cos in wrong), (good, table, (3, 5)), (good, (3, 5), table)):
         with pytest.raises(ValueError, match="expected x"):
-            rotary(x, cos, cos)
+            rotary(*(np.zeros(shape, np.float32) for shape in (x, cos, sin)))
 
 
 def test_same_bits_for_any_threads():

@@ -51,9 +51,14 @@ NARROW = np.dtype(np.uint16)  # the bits of bfloat16
 FEW = 2  # queries: for so few, packing the keys does not pay
 
 
-def _room(dtype: np.dtype) -> ModuleType:
-    """Where the kernels are for this dtype in the precision that is set."""
-    rounded = matmul_precision.current == "bfloat16" and dtype == np.float32 and amx_available()
+def _room(dtype: np.dtype, scale: float) -> ModuleType:
+    """Where the kernels are for this dtype in the precision that is set.
+
+    In bfloat16 products are hidden, and the largest found, before they are scaled: by a positive number only.
+    """
+    if dtype == NARROW and not scale > 0:
+        raise ValueError(f"attention in bfloat16: expected a positive scale, got {scale}; use float32 operands")
+    rounded = matmul_precision.current == "bfloat16" and dtype == np.float32 and scale > 0 and amx_available()
     return attention_bfloat16 if rounded or dtype == NARROW else attention_vectors
 
 
@@ -173,7 +178,7 @@ def attention(
     out = _target(out, q, "out")
     lse = np.empty(q.shape[:3], _number(q.dtype))
     few = q.shape[2] <= FEW and q.dtype != NARROW
-    room = attention_vectors if few else _room(q.dtype)
+    room = attention_vectors if few else _room(q.dtype, scale)
     tasks = attention_vectors.forward_few if few else room.forward
     _run(tasks, room.forward_size(shape, lse.itemsize), shape, (q, k, v, out), lse, scale, causal, dropout_p, seed)
     return out, lse
@@ -194,7 +199,7 @@ def attention_backward(
     if not q.size:
         dk[...], dv[...] = 0, 0
         return dq, dk, dv
-    room = _room(q.dtype)
+    room = _room(q.dtype, scale)
     if q.shape[2] <= FEW and q.dtype != NARROW:
         # Their scores were summed in another order. The last digits of a large one would be gone: e^(s − lse) of a key
         # that has all the weight would not be 1.

@@ -515,7 +515,7 @@ def _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, 
                 target = at(dq, batch, head, first + i * SQUARE)
                 _write_transposed(shift(dqueries, i * depth * BLOCK), factors, target, dq.row, rows - i * SQUARE, D)
         unpack(dkeys, width, at(dk, part * B + batch, kv, 0), dk.row, Tk, D, width, scale)
-        unpack(dvalues, width, at(dv, part * B + batch, kv, 0), dv.row, Tk, D, width, scale / scale)
+        unpack(dvalues, width, at(dv, part * B + batch, kv, 0), dv.row, Tk, D, width, np.float32(1))
     _release_tiles(keys)
 
 

@@ -292,7 +292,7 @@ def _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, w
     q, k, v, out = heads(places, 0, like), heads(places, 1, like), heads(places, 2, like), heads(places, 3, like)
     L = lanes(q.start)
     panel, log2_e = 2 * L, lse.dtype.type(LOG2_E)
-    one, zero, scale2 = scale / scale, scale - scale, lse.dtype.type(scale * LOG2_E)
+    one, zero, scale2 = lse.dtype.type(1), lse.dtype.type(0), lse.dtype.type(scale * LOG2_E)
     width, padded, blocks = round_up(D, panel), round_up(Tk, panel), -(-Tq // QUERIES)
     transposed = pointer(memory)
     values = shift(transposed, padded * width)
@@ -342,7 +342,7 @@ def _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, 
     q, k, v, out = heads(places, 0, like), heads(places, 1, like), heads(places, 2, like), heads(places, 3, like)
     dout, dq, dk, dv = heads(places, 4, like), heads(places, 5, like), heads(places, 6, like), heads(places, 7, like)
     panel, log2_e = 2 * lanes(q.start), lse.dtype.type(LOG2_E)
-    one, zero, scale2 = scale / scale, scale - scale, lse.dtype.type(scale * LOG2_E)
+    one, zero, scale2 = lse.dtype.type(1), lse.dtype.type(0), lse.dtype.type(scale * LOG2_E)
     width, padded, blocks = round_up(D, panel), round_up(Tk, panel), -(-Tq // QUERIES)
     keys_transposed = pointer(memory)
     values_transposed = shift(keys_transposed, padded * width)
@@ -416,11 +416,11 @@ def _few_queries(places, like, shape, lse, scale, offset, dropout, counters, wor
             pack(at(q, batch, head, i), 0, pointer(query), 0, 1, D, width, scale)
             row_products(at(k, batch, kv, 0), k.row, pointer(query), 0, weights.size, D, pointer(weights))
             maximum = row_maximum(weights)
-            total = scale - scale
+            total = lse.dtype.type(0)
             for j in range(weights.size):
                 weights[j] = exp(weights[j] - maximum)
                 total += weights[j]
-            factor = scale / scale / total
+            factor = lse.dtype.type(1) / total
             for j in range(weights.size):
                 weights[j] *= factor
             lse[(batch * H + head) * Tq + i] = (maximum + log(total)) * log2_e

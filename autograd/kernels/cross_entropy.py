@@ -69,7 +69,7 @@ def _exponentiate_rows(logits, targets, losses, sums, first, last):
         xi, target = logits[i], targets[i]
         maximum = row_maximum(xi)
         above = minus(xi[target], maximum)
-        total = logits.dtype.type(0)
+        total = sums.dtype.type(0)
         for j in range(xi.size):
             e = exp(xi[j] - maximum)
             xi[j] = e
