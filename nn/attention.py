@@ -25,7 +25,7 @@ import numpy as np
 import autograd
 from autograd import Tensor, next_seed
 from nn import functional as F
-from nn.layers import Linear
+from nn.layers import Linear, unchanged
 from nn.module import Module
 
 __all__ = ["CausalSelfAttention", "KVCache", "rotary_tables"]
@@ -114,7 +114,7 @@ class CausalSelfAttention(Module):
         B, T, _ = x.shape
         H, K, D = self.n_head, self.n_kv_head, self.head_size
         dropout_p = self.dropout if self.training else 0.0
-        if cache is None and self.rope_theta is None and not (self.qkv.has_hooks or self.out.has_hooks):
+        if cache is None and self.rope_theta is None and unchanged(Linear, self.qkv, self.out):
             return F.multi_head_attention(
                 x, self.qkv.weight, self.out.weight, self.qkv.bias, self.out.bias, n_head=H, n_kv_head=K,
                 dropout_p=dropout_p,

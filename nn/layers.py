@@ -188,6 +188,14 @@ class Identity(Module):
         return x
 
 
+def unchanged(kind: type[Module], *parts: Module) -> bool:
+    """Whether modules do what their class does, so that their work may be done without them.
+
+    One that was replaced by another kind must run, and so must one with hooks: someone wants to see it run.
+    """
+    return all(type(part) is kind and not part.has_hooks for part in parts)
+
+
 class MLP(Module):
     """GPT-2's feed-forward layer, down(gelu(up(x))): (..., n_embd) → (..., n_embd).
 
@@ -203,7 +211,7 @@ class MLP(Module):
         self.down = Linear(hidden, n_embd, bias)
 
     def forward(self, x: Any) -> Any:
-        if any(part.has_hooks for part in (self.up, self.activation, self.down)):  # someone wants to see them run
+        if not (unchanged(Linear, self.up, self.down) and unchanged(GELU, self.activation)):
             return self.down(self.activation(self.up(x)))
         up, down = self.up, self.down
         return F.mlp(x, up.weight, down.weight, up.bias, down.bias, self.activation.approximate)

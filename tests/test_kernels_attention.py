@@ -268,6 +268,8 @@ def test_operands_in_bfloat16_give_the_same_numbers_rounded(problem, p, seed):
         found = attention_backward(*map(narrow, (dout, q, k, v)), out, lse, **options)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, narrow(b))
+    with pytest.raises(ValueError, match="positive scale"):
+        attention(*map(narrow, (q, k, v)), scale=-1.0, causal=causal)
 
 
 @needs_tiles

@@ -196,3 +196,30 @@ def test_forward_must_be_defined():
 
     with pytest.raises(NotImplementedError, match=r"Empty has no forward"):
         Empty()(1)
+
+
+@pytest.mark.parametrize(
+    ("branch", "names"),
+    [(lambda: nn.MLP(8), ("up", "down")), (lambda: nn.CausalSelfAttention(8, 2), ("qkv", "out"))],
+    ids=["MLP", "attention"],
+)
+def test_a_part_that_was_replaced_or_has_a_hook_runs(branch, names):
+    """A branch is one operator only where its parts are what they were built as."""
+
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    x = ag.Tensor(np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32))
+    for name in names:
+        ag.manual_seed(0)
+        plain, hooked, replaced = branch(), branch(), branch()
+        for other in (hooked, replaced):
+            other.load_state_dict(plain.state_dict())
+        part = getattr(plain, name)
+        getattr(hooked, name).register_forward_hook(lambda module, args, out: out * 2)
+        new = Doubled(part.weight.shape[1], part.weight.shape[0])
+        new.load_state_dict(part.state_dict())
+        setattr(replaced, name, new)
+        assert not np.allclose(plain(x).array, hooked(x).array)
+        np.testing.assert_array_equal(hooked(x).array, replaced(x).array)

@@ -56,6 +56,8 @@ def _room(dtype: np.dtype, scale: float) -> ModuleType:
 
     In bfloat16 products are hidden, and the largest found, before they are scaled: by a positive number only.
     """
+    if dtype == NARROW and not scale > 0:
+        raise ValueError(f"attention in bfloat16: expected a positive scale, got {scale}; use float32 operands")
     rounded = matmul_precision.current == "bfloat16" and dtype == np.float32 and scale > 0 and amx_available()
     return attention_bfloat16 if rounded or dtype == NARROW else attention_vectors
 

@@ -191,16 +191,6 @@ def _address(typingctx, numbers):
     return types.int64(numbers), codegen
 
 
-@kernel
-def _lies_in_tiles(a, K):
-    """Whether tiles of a (…, K) can be loaded from where it lies: bfloat16, its rows beginning with lines of the cache.
-
-    Rows that are a multiple of 2 KB apart are packed all the same, as they would evict each other.
-    """
-    rows = a.column == 1 and a.row % 32 == 0 and a.row % 1024 != 0
-    return is_narrow(a.start) and rows and K % 32 == 0 and _address(a.start) % 64 == 0
-
-
 @intrinsic
 def _multiply_square(typingctx, a, a_lines, a_step, a_row, b, steps, start, start_row, out, out_row, scratch):
     """out (32, 32) = start + a @ b, rounded where `out` is bfloat16. a and b: two rows of `steps` tiles each.
@@ -296,6 +286,25 @@ def _pack(source, line_stride, step, lines, depth, as_columns, packed, square):
 
 
 @kernel
+def _lies_in_tiles(a, K):
+    """Whether tiles of a (…, K) can be loaded from where it lies: bfloat16, its rows beginning with lines of the cache.
+
+    Rows that are a multiple of 2 KB apart are packed all the same, as they would evict each other.
+    """
+    rows = a.column == 1 and a.row % 32 == 0 and a.row % 1024 != 0
+    return is_narrow(a.start) and rows and K % 32 == 0 and _address(a.start) % 64 == 0
+
+
+@kernel
+def _as_tiles(a, M, K, in_place, packed, scratch):
+    """a (M, K) as `Tiles`: where it lies, if whole tiles do, else packed."""
+    if in_place and M % SQUARE == 0:
+        return Tiles(_pairs(a.start), LINES * a.row // 2, PAIRS, a.row // 2)
+    _pack(a.start, a.row, a.column, M, K, False, packed, scratch)
+    return Tiles(packed, count_steps(K) * TILE, TILE, PAIRS)
+
+
+@kernel
 def count_steps(K):
     """How many tiles a sum of K terms takes."""
     return -(-K // 32)
@@ -364,25 +373,21 @@ def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
             base, target = at(start, group, 0), at(out, group, 0)
             for block in range(first, last):
                 k, depth = share(K, 32, block, blocks)
-                steps = count_steps(depth)
-                if in_place and rows % SQUARE == 0:
-                    left = Tiles(_pairs(at(a, group, k).start), LINES * a.row // 2, PAIRS, a.row // 2)
-                else:
-                    _pack(at(a, group, k).start, a.row, a.column, rows, depth, False, packed_a, scratch)
-                    left = Tiles(packed_a, steps * TILE, TILE, PAIRS)
+                steps, final = count_steps(depth), block == blocks - 1
+                tiles = _as_tiles(at(a, group, k), rows, depth, in_place, packed_a, scratch)
                 for j in range(0, N, WIDTH):
                     columns = min(WIDTH, N - j)
-                    source, goal, u_here = at(base, 0, j), at(target, 0, j), at(u, group, j)
+                    source, goal, result = at(base, 0, j), at(target, 0, j), at(u, group, j)
                     if epilogue != NOTHING:
                         goal = sums
                         source = at(start, group, j) if block == 0 else sums
                     panels = shift(packed_b, (k - begin) * wide // 2 + j * steps * PAIRS)
-                    if epilogue == ROUNDED and block == blocks - 1:
-                        _multiply_group(left, panels, steps, source, u_here, rows, columns, workspace, scratch, edge)
+                    if epilogue == ROUNDED and final:
+                        _multiply_group(tiles, panels, steps, source, result, rows, columns, workspace, scratch, edge)
                     else:
-                        _multiply_group(left, panels, steps, source, goal, rows, columns, workspace, scratch, edge)
-                        if epilogue != NOTHING and block == blocks - 1:
-                            finish(epilogue, sums, u_here, at(side, group, j), rows, columns)
+                        _multiply_group(tiles, panels, steps, source, goal, rows, columns, workspace, scratch, edge)
+                        if epilogue != NOTHING and final:
+                            finish(epilogue, sums, result, at(side, group, j), rows, columns)
                 base = target
         start = out
 
