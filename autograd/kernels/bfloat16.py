@@ -464,7 +464,8 @@ def _product(a: type, b: type) -> Product:
 
 def round_to_bfloat16(x: np.ndarray) -> np.ndarray:
     """float32 → the nearest numbers that bfloat16 has, ties to even, as float32. NaN stays NaN."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    x = np.ascontiguousarray(x, np.float32)
+    bits = x.view(np.uint32)
     rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
     return np.where(np.isnan(x), x, rounded.view(np.float32))
 
