@@ -120,6 +120,9 @@ def _atom(tokens: list[tuple[str, str]], bare: bool = False) -> str:
     if kind == "number":
         return f"<mn>{text}</mn>"
     if kind == "name":
+        letter, _, word = text.partition("_")
+        if len(letter) == 1 and word:  # W_out
+            return f"<msub><mi>{letter}</mi><mi>{escape(word)}</mi></msub>"
         upright = ' mathvariant="normal"' if len(text.replace("\u0302", "")) == 1 and text in "∂∞" else ""
         return f"<mi{upright}>{escape(text)}</mi>"
     if text in "([" and (closing := _closing(tokens, text)) is not None:

@@ -26,7 +26,7 @@ def problems(draw, dtypes=dtypes):
     """(x, qkv_weight, out_weight, qkv_bias, out_bias), dout, (n_head, n_kv_head, dropout_p, seed)"""
     B, T, C = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 5, 33, 70])), draw(st.sampled_from([2, 16, 40]))
     K, D = draw(st.integers(1, 2)), draw(st.sampled_from([1, 8, 24]))
-    H, C_out = K * draw(st.integers(1, 2)), draw(st.sampled_from([2, 33]))
+    H, C_out = K * draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 33]))
     width, dtype, seed = (H + 2 * K) * D, draw(dtypes), draw(seeds)
     shapes = [(B, T, C), (width, C), (C_out, H * D), (width,), (C_out,), (B, T, C_out)]
     *inputs, dout = (numbers(shape, dtype, seed + i, 0.3) for i, shape in enumerate(shapes))

@@ -77,7 +77,7 @@ def multi_head(
     """
     B, T, C = x.shape
     rows = x.reshape(B * T, C)
-    narrow = narrow_products(rows, qkv_weight) and len(out_weight) > 1 and n_kv_head * B >= TASKS
+    narrow = narrow_products(rows, qkv_weight) and n_kv_head * B >= TASKS
     project = rounded_product if narrow else _project
     qkv = project(rows, qkv_weight.T, qkv_bias).reshape(B, T, -1)
     y, lse = causal_heads(qkv, n_head, n_kv_head, dropout_p, seed)
