@@ -78,16 +78,12 @@ def multi_head(
     B, T, C = x.shape
     rows = x.reshape(B * T, C)
     narrow = narrow_products(rows, qkv_weight) and len(out_weight) > 1 and n_kv_head * B >= TASKS
-    project = rounded_product if narrow else _project
-    qkv = project(rows, qkv_weight.T, qkv_bias).reshape(B, T, -1)
+    project = rounded_product if narrow else matmul
+    qkv = project(rows, qkv_weight.T, bias=qkv_bias).reshape(B, T, -1)
     y, lse = causal_heads(qkv, n_head, n_kv_head, dropout_p, seed)
     product = matmul_narrow if narrow else matmul
     out = product(y.reshape(B * T, -1), out_weight.T, bias=out_bias)
     return out.reshape(B, T, -1), qkv, y, lse
-
-
-def _project(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-    return matmul(x, weight, bias=bias)
 
 
 class MultiHeadGradients(NamedTuple):
@@ -108,7 +104,7 @@ def multi_head_backward(
     B, T, _ = x.shape
     flat = lambda array: array.reshape(B * T, array.shape[2])
     narrow = qkv.dtype == np.uint16
-    product, project = (matmul_narrow, rounded_product) if narrow else (matmul, _project)
+    product, project = (matmul_narrow, rounded_product) if narrow else (matmul, matmul)
     wants_x, wants_qkv_weight, wants_out_weight, wants_qkv_bias, wants_out_bias = (*needs, False, False)[:5]
     drows = flat(dout)
     dqkv = None
