@@ -7,14 +7,13 @@
 
 `linear_cross_entropy` is the mean loss of logits = x @ weightᵀ and never holds more than a chunk of rows of them,
 nor computes them twice: while a chunk is in cache, its part of the gradients for dout = 1 is taken too. With e_n =
-exp(logits[n] − m_n), s_n = Σe_n and the row factor f_n = 1 / (s_n·count),
+exp(logits[n] − m_n) and s_n = Σe_n, each row of logits becomes its own gradient, in its place:
 
-    dlogits[n] = f_n · (e_n − s_n·onehot(t_n))
-    dx[n]      = f_n · (e_n − s_n·onehot(t_n)) @ weight
-    dweight    = Σ_n (e_n − s_n·onehot(t_n))ᵀ · (f_n · x[n])
+    dlogits[n] = (e_n / s_n − onehot(t_n)) / count
+    dx         = dlogits @ weight
+    dweight    = dlogitsᵀ @ x
 
-so the factor is applied to rows of width C, never to rows of width V. With N rows that is 6·N·V·C FLOPs in the
-three products, two passes over each chunk of logits beside them, and chunk·V numbers of memory in place of N·V.
+With N rows that is 6·N·V·C FLOPs in the three products, and chunk·V numbers of memory in place of N·V.
 
 Rows whose target is `ignore_index` have loss 0 and gradient 0 and do not count in the mean; a mean over no rows is
 NaN, as in PyTorch, with gradients 0. Left out: class weights, label smoothing, soft targets.
@@ -62,20 +61,23 @@ def _loss_backward_rows(dlosses, logits, targets, lse, ignore_index, dlogits, fi
 
 
 @kernel
-def _exponentiate_rows(logits, targets, losses, sums, first, last):
-    """Replace each row by e − s·onehot(t) as above; note s and the loss."""
+def _differentiate_rows(logits, targets, losses, count, first, last):
+    """Replace each row by the gradient of the mean of `count` losses; note the loss."""
     use_widest_vectors()
+    one = logits.dtype.type(1)
     for i in range(first, last):
         xi, target = logits[i], targets[i]
         maximum = row_maximum(xi)
         above = minus(xi[target], maximum)
-        total = sums.dtype.type(0)
+        total = logits.dtype.type(0)
         for j in range(xi.size):
             e = exp(xi[j] - maximum)
             xi[j] = e
             total += e
-        xi[target] -= total
-        sums[i] = total
+        factor = one / (total * count)
+        for j in range(xi.size):
+            xi[j] *= factor
+        xi[target] -= one / count
         losses[i] = minus(np.log(total), above)
 
 
@@ -93,9 +95,9 @@ def _loss_backward(dlosses, logits, targets, lse, ignore_index, dlogits, step):
 
 
 @kernel(parallel=True)
-def _exponentiate(logits, targets, losses, sums, step):
+def _differentiate(logits, targets, losses, count, step):
     for chunk in prange((len(logits) + step - 1) // step):
-        _exponentiate_rows(logits, targets, losses, sums, chunk * step, min(len(logits), (chunk + 1) * step))
+        _differentiate_rows(logits, targets, losses, count, chunk * step, min(len(logits), (chunk + 1) * step))
 
 
 def _checked(targets: np.ndarray, num_rows: int, num_classes: int, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -155,13 +157,10 @@ def linear_cross_entropy(
         part = slice(first, min(count, first + step))
         logits = logits_buffer[:part.stop - first]
         matmul(x[part], weight.T, out=logits)
-        sums = np.empty(len(logits), dtype)
-        _exponentiate(logits, targets[part], losses[part], sums, rows_per_chunk(num_classes))
+        _differentiate(logits, targets[part], losses[part], dtype.type(count), rows_per_chunk(num_classes))
         if with_grad:
-            factor = (1 / (sums * dtype.type(count)))[:, None]
             matmul(logits, weight, out=dx[part])
-            dx[part] *= factor
-            matmul(logits.T, x[part] * factor, out=dweight, accumulate=first > 0)
+            matmul(logits.T, x[part], out=dweight, accumulate=first > 0)
     loss = np.asarray(losses.sum(dtype=np.float64) / count if count else np.nan, dtype)
     if not with_grad:
         return loss, None, None
