@@ -36,7 +36,6 @@ Left out: Strassen's algorithm (its gain starts at sizes that no model here has)
 from __future__ import annotations
 
 import functools
-import mmap
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -418,13 +417,10 @@ class Product:
         return done
 
     def _new_workspace(self) -> tuple[np.ndarray, np.ndarray]:
-        threads, page = numba.config.NUMBA_NUM_THREADS, 4096
-        # A forked child must not write into its parent's panels, so not Python's default (MAP_SHARED).
-        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-        memory = mmap.mmap(-1, threads * -(-self._workspace_size * self.dtype.itemsize // page) * page, **private)
-        if hasattr(mmap, "MADV_HUGEPAGE"):  # large pages spare address look-ups
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        return queues(threads), np.frombuffer(memory, self.dtype).reshape(threads, -1)
+        threads, line = numba.config.NUMBA_NUM_THREADS, 1024  # panels begin with lines of the cache
+        memory = empty((threads, -(-self._workspace_size // line) * line), self.dtype)
+        memory[...] = 0
+        return queues(threads), memory
 
 
 @functools.cache
