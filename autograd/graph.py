@@ -154,16 +154,18 @@ class Node:
     inputs  for each input its (shape, dtype): gradients are summed and cast back to these
     saved   what the derivative needs, by the operator's plan; None once freed
     params  the operation's keyword arguments
+    needs   for each input whether a gradient is wanted
     """
 
-    __slots__ = ("edges", "hooks", "inputs", "op", "params", "plan", "saved", "trace")
+    __slots__ = ("edges", "hooks", "inputs", "needs", "op", "params", "plan", "saved", "trace")
 
-    def __init__(self, op: Any, plan: Any, edges: tuple, inputs: tuple, params: dict) -> None:
+    def __init__(self, op: Any, plan: Any, edges: tuple, inputs: tuple, params: dict, needs: tuple) -> None:
         self.op = op
         self.plan = plan
         self.edges = edges
         self.inputs = inputs
         self.params = params
+        self.needs = needs
         self.saved: tuple | None = ()
         self.hooks: list[Callable] | None = None
         self.trace: str | None = _caller() if state.anomaly else None
@@ -176,10 +178,15 @@ class Node:
         return f"<{self.op.name}>"
 
 
-def keep(array: np.ndarray, storage: Storage) -> Any:
-    """Save an array for the backward pass; within `checkpoint` only a promise to compute it again."""
+def keep(array: np.ndarray, storage: Storage | None = None) -> Any:
+    """Save an array for the backward pass; within `checkpoint` only a promise to compute it again.
+
+    With the storage of a tensor, a change in place is noticed. Without, it is memory that no tensor shows to anybody.
+    """
     frame = state.frame
-    return Saved(array, storage) if frame is None else frame.promise(array, storage)
+    if frame is not None:
+        return frame.promise(array, storage or Storage(array))
+    return array if storage is None else Saved(array, storage)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -245,7 +252,7 @@ def run_backward(
             if gradient is None:
                 parts: Iterable = ()
             else:
-                needs = tuple([edge is not None and (wanted is None or edge in wanted) for edge in node.edges])
+                needs = node.needs if wanted is None else tuple([edge in wanted for edge in node.edges])
                 parts = _input_gradients(node, gradient, needs, create_graph) if True in needs else ()
                 if not retain_graph:
                     node.saved = None

@@ -47,7 +47,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .graph import Node, Storage, Variable, check_finite, keep, run_backward, state
+from .graph import Node, Variable, check_finite, keep, run_backward, state
 
 __all__ = ["Op", "Sample", "fused", "primitive", "registry"]
 
@@ -273,6 +273,7 @@ class Op:
             tuple([x.node if need else None for x, need in zip(inputs, needs, strict=True)]),
             tuple([(x.shape, x.dtype) if isinstance(x, np.ndarray) else ((), None) for x in given]),
             self.defaults | params if self.defaults else params,
+            needs,
         )
         saved = []
         for slot in plan.slots:
@@ -281,7 +282,7 @@ class Op:
             elif slot == OUT:
                 saved.append(keep(result.array, result.storage))
             else:
-                saved.append(_keep_input(None, extras[EXTRA - slot]))
+                saved.append(keep(extras[EXTRA - slot]))
         node.saved = tuple(saved)
         result.node = node
 
@@ -299,8 +300,7 @@ class Op:
 
     def differentiate(self, node: Node, dout: np.ndarray, needs: tuple) -> list[tuple[int, Any]]:
         """Gradients of the inputs marked in `needs` as arrays, with their numbers, by the operator's own rules."""
-        saved = {name: _unpack(x, name, self.name) for name, x in zip(node.plan.names, node.saved or (), strict=True)}
-        return self._apply_rules(node, dout, needs, saved)
+        return self._apply_rules(node, dout, needs, self._saved(node))
 
     def differentiate_recorded(self, node: Node, dout: Variable, needs: tuple) -> list[tuple[int, Any]]:
         """The same as tensors that remember how they were made.
@@ -330,14 +330,20 @@ class Op:
                 found.append((rule.indices[0], rule(node, dout, saved, needs)))
         return found
 
+    def _saved(self, node: Node) -> dict[str, Any]:
+        """What was saved, by name: arrays, and what else came as an input."""
+        return {
+            name: x.unpack(name, self.name) if hasattr(x, "unpack") else x
+            for name, x in zip(node.plan.names, node.saved or (), strict=True)
+        }
+
     def _saved_as_tensors(self, node: Node) -> dict[str, Any]:
         """What was saved, attached again to the nodes it came from."""
-        tensors: dict[str, Any] = {}
-        for name, slot, value in zip(*node.plan, node.saved or (), strict=True):
-            array = _unpack(value, name, self.name)
+        tensors = self._saved(node)
+        for name, slot in zip(*node.plan, strict=True):
+            array = tensors[name]
             if slot > EXTRA and isinstance(array, np.ndarray):
-                array = Variable.wrap(array, node if slot == OUT else node.edges[slot])
-            tensors[name] = array
+                tensors[name] = Variable.wrap(array, node if slot == OUT else node.edges[slot])
         return tensors
 
 
@@ -345,13 +351,7 @@ def _keep_input(x: Any, array: Any) -> Any:
     """Save an input: watched if it is a tensor's own memory, as it is if it is a copy, an index or a number."""
     if isinstance(x, Variable) and x.array is array:
         return keep(array, x.storage)
-    return keep(array, Storage(array)) if isinstance(array, np.ndarray) else array
-
-
-def _unpack(value: Any, name: str, op_name: str) -> Any:
-    if isinstance(value, np.ndarray) or not hasattr(value, "unpack"):
-        return value
-    return value.unpack(name, op_name)
+    return keep(array) if isinstance(array, np.ndarray) else array
 
 
 def promote(arrays: list, floats: bool, kinds: str = "iuf") -> list:

@@ -134,7 +134,7 @@ def groundup_step(config: str, precision: str) -> Step:
         with ag.matmul_precision(precision):
             _, loss = model(inputs, targets)
             loss.backward()
-        optimizer.step(grad_scale=clip_scale(grad_norm(model), 1.0))
+        optimizer.step(grad_scale=clip_scale(grad_norm(optimizer.parameters()), 1.0))
         optimizer.zero_grad()
 
     return step

@@ -115,7 +115,7 @@ class Optimizer:
 
         Parameters are numbered in the order of the groups. Arrays are the live ones: copy what must not change.
         """
-        numbers = {id(p): i for i, p in enumerate(self._parameters())}
+        numbers = {id(p): i for i, p in enumerate(self.parameters())}
         return {
             "state": {numbers[id(p)]: dict(state) for p, state in self.state.items()},
             "param_groups": [
@@ -135,7 +135,7 @@ class Optimizer:
                 f"this optimizer has groups of {ours} parameters, the state was saved with groups of {theirs}; "
                 "build it over the same model"
             )
-        params = self._parameters()
+        params = self.parameters()
         state: dict[Tensor, dict[str, Any]] = {}
         for number, saved in state_dict["state"].items():
             p = params[int(number)]
@@ -152,7 +152,8 @@ class Optimizer:
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update({name: value for name, value in saved.items() if name != "params"})
 
-    def _parameters(self) -> list[Tensor]:
+    def parameters(self) -> list[Tensor]:
+        """All that this optimizer moves, group by group."""
         return [p for group in self.param_groups for p in group["params"]]
 
     def __repr__(self) -> str:

@@ -127,7 +127,7 @@ def update(
         losses.append(loss.item())
         (loss / settings.accumulation).backward()
     mean_loss = sum(losses) / len(losses)
-    norm = grad_norm(model)
+    norm = grad_norm(optimizer.parameters())
     if reason := complaint(mean_loss, norm):
         raise BadStep(reason, losses, norm)
     for group in optimizer.param_groups:

@@ -343,7 +343,7 @@ def measure_part(config: GPTConfig, settings: Settings, layers: int, batch_size:
         update(model, optimizer, ids, next(steps), 0.0, settings.optim.clip, train)
 
     def move() -> None:
-        grad_norm(model)
+        grad_norm(optimizer.parameters())
         optimizer.step(grad_scale=1.0)
 
     step()  # the kernels are compiled, the moments come into being
