@@ -4,7 +4,7 @@ The scores are made block by block, `QUERIES` × `KEYS`, and used while they are
 go through two register tiles, C (+)= A·B and C (+)= Aᵀ·B with C of `ROWS` × 2 vectors. Operands are first copied into
 zero-padded panels, so the tiles know no edges: a query row is read with one number in every lane, keys and values with
 neighbouring numbers in neighbouring lanes (for q·k that takes kᵀ). What lies beyond the causal diagonal is skipped tile
-by tile.
+by tile, and half a tile where the diagonal ends in its first vector.
 
 Scores are made in base 2: the factor log₂ e is multiplied onto the queries with `scale`, and spares each exponential a
 multiplication and the long reduction that goes with it.
@@ -42,23 +42,23 @@ GROUP = 4  # queries that pass through softmax together; divides ROWS
 # --- what is emitted: products, exponentials, copies ---
 
 
-def _tile(name: str, along_rows: bool):
-    """out (ROWS, 2 vectors) = Σ_k a[row, k]·b[k, columns] for k < steps·UNROLL, plus what is in out with `accumulate`.
+def _tile(name: str, along_rows: bool, vectors: int = 2):
+    """out (ROWS, vectors) = Σ_k a[row, k]·b[k, columns] for k < steps·UNROLL, plus what is in out with `accumulate`.
 
     `along_rows`: a is stored row by row, `a_stride` apart; else column by column. The rows of b are b_stride apart.
     """
     def body(e, a, a_stride, b, b_stride, steps, out, out_stride, accumulate):
         row = lambda base, stride, i: e.at(base, e.builder.mul(stride, INT(i)))
-        cells = [(i, v) for i in range(ROWS) for v in range(2)]
+        cells = [(i, v) for i in range(ROWS) for v in range(vectors)]
         starts = [row(a, a_stride, i) for i in range(ROWS)] if along_rows else [a]
         with e.loop(steps, [*starts, b, *(e.zero() for _ in cells)]) as carried:
             starts, b, sums = carried[:len(starts)], carried[len(starts)], carried[len(starts) + 1:]
             for k in range(UNROLL):
-                columns = [e.load(e.at(row(b, b_stride, k), v * e.lanes)) for v in range(2)]
+                columns = [e.load(e.at(row(b, b_stride, k), v * e.lanes)) for v in range(vectors)]
                 for i in range(ROWS):
                     x = e.splat(e.at(starts[i], k) if along_rows else e.at(row(starts[0], a_stride, k), i))
-                    for v in range(2):
-                        sums[2 * i + v] = e.fma(x, columns[v], sums[2 * i + v])
+                    for v in range(vectors):
+                        sums[vectors * i + v] = e.fma(x, columns[v], sums[vectors * i + v])
             carried[:] = [*(e.at(start, UNROLL) if along_rows else row(start, a_stride, UNROLL) for start in starts),
                           row(b, b_stride, UNROLL), *sums]
         for (i, v), total in zip(cells, carried[-len(cells):], strict=True):
@@ -74,6 +74,7 @@ def _tile(name: str, along_rows: bool):
 
 
 product = _tile("product", along_rows=True)
+half_product = _tile("half_product", along_rows=True, vectors=1)
 transposed_product = _tile("transposed_product", along_rows=False)
 
 
@@ -218,14 +219,24 @@ def _columns(i, seen, keys):
 
 
 @kernel
+def _computed(i, seen, keys, lanes):
+    """The same, up to the end of the last tile or half tile. (Products with p read squares of ROWS × ROWS.)"""
+    return round_up(_columns(i, seen, keys), max(lanes, ROWS))
+
+
+@kernel
 def _scores(a, transposed, rows, keys, seen, width, out):
-    """out (rows, keys) = a (rows, width) · panels, but for tiles of which no number is seen."""
-    panel = 2 * lanes(a)
+    """out (rows, keys) = a (rows, width) · panels, but for tiles and halves of which no number is seen."""
+    L = lanes(a)
+    panel = 2 * L
     for j in range(0, keys, panel):
         for i in range(0, rows, ROWS):
-            if _columns(i, seen, keys) > j:
-                product(shift(a, i * width), width, shift(transposed, j * width), panel, width // UNROLL,
-                        shift(out, i * ROW + j), ROW, False)
+            columns = _computed(i, seen, keys, L) - j
+            queries, of_keys, target = shift(a, i * width), shift(transposed, j * width), shift(out, i * ROW + j)
+            if columns > L:
+                product(queries, width, of_keys, panel, width // UNROLL, target, ROW, False)
+            elif columns > 0:
+                half_product(queries, width, of_keys, panel, width // UNROLL, target, ROW, False)
 
 
 @kernel
@@ -248,9 +259,9 @@ def _weighted_transposed(p, rows, keys, seen, b, width, out):
 
 
 @kernel
-def _hide_unseen(scores, rows, seen, keys, panel):
+def _hide_unseen(scores, rows, seen, keys):
     for i in range(rows):
-        visible, computed = max(0, min(seen + i, keys)), round_up(_columns(i, seen, keys), panel)
+        visible, computed = max(0, min(seen + i, keys)), _computed(i, seen, keys, lanes(scores))
         if visible < computed:
             hide(shift(scores, i * ROW), visible, computed)
 
@@ -319,9 +330,9 @@ def _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, w
                 seen = first + offset - j  # by the first query of the block
                 keys = min(KEYS, Tk - j)
                 _scores(queries, shift(transposed, j * width), padded_rows, keys, seen, width, scores)
-                _hide_unseen(scores, padded_rows, seen, keys, panel)
+                _hide_unseen(scores, padded_rows, seen, keys)
                 for i in range(0, padded_rows, GROUP):
-                    softmax_step(shift(scores, i * ROW), round_up(_columns(i, seen, keys), panel) // L,
+                    softmax_step(shift(scores, i * ROW), _computed(i, seen, keys, L) // L,
                                  shift(maxima, i * L), shift(totals, i * L), shift(sums, i * width), width, j == 0)
                 _drop(scores, rows, seen, keys, row0 * Tk + j, Tk, dropout)
                 _weighted(scores, padded_rows, keys, seen, shift(values, j * width), width, sums, j > 0)
@@ -341,7 +352,8 @@ def _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, 
     B, H, K, Tq, Tk, D, parts = shape
     q, k, v, out = heads(places, 0, like), heads(places, 1, like), heads(places, 2, like), heads(places, 3, like)
     dout, dq, dk, dv = heads(places, 4, like), heads(places, 5, like), heads(places, 6, like), heads(places, 7, like)
-    panel, log2_e = 2 * lanes(q.start), lse.dtype.type(LOG2_E)
+    L = lanes(q.start)
+    panel, log2_e = 2 * L, lse.dtype.type(LOG2_E)
     one, zero, scale2 = lse.dtype.type(1), lse.dtype.type(0), lse.dtype.type(scale * LOG2_E)
     width, padded, blocks = round_up(D, panel), round_up(Tk, panel), -(-Tq // QUERIES)
     keys_transposed = pointer(memory)
@@ -383,11 +395,11 @@ def _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, 
                 seen = first + offset - j
                 keys = min(KEYS, Tk - j)
                 _scores(queries, shift(keys_transposed, j * width), padded_rows, keys, seen, width, p)
-                _hide_unseen(p, padded_rows, seen, keys, panel)
+                _hide_unseen(p, padded_rows, seen, keys)
                 _scores(douts, shift(values_transposed, j * width), padded_rows, keys, seen, width, ds)
                 for i in range(padded_rows):
                     weights_and_gradients(shift(p, i * ROW), shift(ds, i * ROW),
-                                          round_up(_columns(i, seen, keys), panel) // (panel // 2),
+                                          _computed(i, seen, keys, L) // L,
                                           shift(log_sums, i), shift(deltas, i))
                 _drop_both(p, ds, deltas, rows, seen, keys, row0 * Tk + j, Tk, dropout)
                 keys = round_up(keys, ROWS)
