@@ -39,12 +39,12 @@ from .bfloat16 import (
     LINES,
     SQUARE,
     TILE,
-    _configure_tiles,
+    configure_tiles,
     _pack_across,
     _pack_across_transposed,
     _pack_along,
     _pack_along_transposed,
-    _release_tiles,
+    release_tiles,
 )
 from .elementary import constant, emit_exp2, log, use_widest_vectors
 from .ir import INT, TileEmitter, emitted, pointer, shift
@@ -384,7 +384,7 @@ def _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, w
     for i in range(SQUARE):
         keep[i] = 1  # one row for all keys, where nothing is dropped
     keep_row = SQUARE if dropping else 0
-    _configure_tiles(keys)
+    configure_tiles(keys)
     while True:
         task = next_task(counters, worker, B * K * parts)
         if task < 0:
@@ -416,7 +416,7 @@ def _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, w
             _write_transposed(sums, factors, at(out, batch, head, first), out.row, rows, D)
             for i in range(rows):
                 lse[row0 + i] = state[i] * scale2 + log(state[SQUARE + i]) * np.float32(LOG2_E)
-    _release_tiles(keys)
+    release_tiles(keys)
 
 
 @kernel
@@ -452,7 +452,7 @@ def _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, 
     for i in range(SQUARE):
         keep[i], factors[i] = 1, scale
     keep_row = SQUARE if dropping else 0
-    _configure_tiles(keys)
+    configure_tiles(keys)
     while True:
         task = next_task(counters, worker, B * K * parts)
         if task < 0:
@@ -516,7 +516,7 @@ def _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, 
                 _write_transposed(shift(dqueries, i * depth * BLOCK), factors, target, dq.row, rows - i * SQUARE, D)
         unpack(dkeys, width, at(dk, part * B + batch, kv, 0), dk.row, Tk, D, width, scale)
         unpack(dvalues, width, at(dv, part * B + batch, kv, 0), dv.row, Tk, D, width, np.float32(1))
-    _release_tiles(keys)
+    release_tiles(keys)
 
 
 def forward(shared_type):

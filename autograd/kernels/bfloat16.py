@@ -62,6 +62,7 @@ __all__ = [
 
 LINES, PAIRS = 16, 16  # of a tile: rows of a or columns of b; pairs of bfloat16 in the sum
 TILE = LINES * PAIRS  # numbers of 32 bits
+PARTS, PRODUCTS = 3, ((1, 1), (1, 0), (2, 0), (0, 0), (0, 1), (0, 2))  # of parts: see split.py
 SQUARE = 2 * LINES  # rows and columns of `out` in a block of 2 × 2 tiles
 DEPTH = 512
 WIDTH = 512
@@ -89,14 +90,19 @@ def amx_available() -> bool:
         return False
 
 
+def in_parts(tiles: types.Type) -> bool:
+    """Whether a pointer is one to operands in three parts, three tiles for one: see split.py. Its type tells."""
+    return tiles.dtype == types.int32
+
+
 def _tile_packer(along: bool, transposed: bool) -> Any:
-    """A function that packs a 16 × 32 part of an operand to a tile: rounded, if it is not bfloat16 already.
+    """A function that packs a 16 × 32 part of an operand to a tile: rounded, if it is not bfloat16 already. Or to three.
 
     `along`: 16 lines of 32 numbers, else 32 lines of 16. Only `lines` lines and `count` numbers of each exist; the
     rest of the tile is zero.
     """
 
-    def wide(e, source, stride, lines, count, whole):
+    def reader(e, source, stride, lines, count, whole):
         masks = [e.first(count), e.first(e.builder.sub(count, count.type(e.lanes)))]
 
         def line(i, part):
@@ -106,9 +112,25 @@ def _tile_packer(along: bool, transposed: bool) -> Any:
             exists = e.builder.icmp_signed(">", lines, lines.type(i))
             return e.load_masked(address, e.builder.select(exists, masks[part], e.first(count.type(0))))
 
+        return line
+
+    def turned(e, vectors):
+        return e.transpose(vectors) if transposed else vectors
+
+    def wide(e, *operand):
+        line = reader(e, *operand)
         if along:
-            return [e.round_pair(line(i, 0), line(i, 1)) for i in range(16)]
-        return [e.interleave(e.round_pair(line(i, 0), line(i + 1, 0))) for i in range(0, 32, 2)]
+            rounded = [e.round_pair(line(i, 0), line(i, 1)) for i in range(16)]
+        else:
+            rounded = [e.interleave(e.round_pair(line(i, 0), line(i + 1, 0))) for i in range(0, 32, 2)]
+        yield from ((vector,) for vector in turned(e, rounded))
+
+    def parts(e, *operand):
+        """A number is paired with the one 16 terms on: the same in both operands, and that takes no shuffle."""
+        line = reader(e, *operand)
+        low = turned(e, [line(i, 0) for i in range(16)])
+        high = turned(e, [line(i, 1) if along else line(16 + i, 0) for i in range(16)])
+        yield from (e.split_pair(x, y) for x, y in zip(low, high, strict=True))
 
     def narrow(e, source, stride, lines, count, whole):
         def line(i, size):
@@ -116,15 +138,17 @@ def _tile_packer(along: bool, transposed: bool) -> Any:
             return e.load_halves(source, e.builder.mul(stride, stride.type(i)), exists, count, size)
 
         if along:
-            return [e.builder.bitcast(line(i, 32), e.vector) for i in range(16)]
-        return [e.interleave(e.side_by_side(line(i, 16), line(i + 1, 16))) for i in range(0, 32, 2)]
+            halves = [e.builder.bitcast(line(i, 32), e.vector) for i in range(16)]
+        else:
+            halves = [e.interleave(e.side_by_side(line(i, 16), line(i + 1, 16))) for i in range(0, 32, 2)]
+        yield from ((vector,) for vector in turned(e, halves))
 
-    def body_for(vectors_of):
+    def body_for(rows_of_tiles):
         def body(e, target, source, stride, lines, count):
             def write(whole):
-                vectors = vectors_of(e, source, stride, lines, count, whole)
-                for i, vector in enumerate(e.transpose(vectors) if transposed else vectors):
-                    e.store(vector, e.at(target, i * e.lanes))
+                for i, row in enumerate(rows_of_tiles(e, source, stride, lines, count, whole)):
+                    for part, vector in enumerate(row):
+                        e.store(vector, e.at(target, part * TILE + i * PAIRS))
 
             full_lines, full_count = (16, 32) if along else (32, 16)
             whole = e.builder.and_(
@@ -142,10 +166,10 @@ def _tile_packer(along: bool, transposed: bool) -> Any:
     @intrinsic
     def pack_tile(typingctx, target, source, stride, lines, count):
         i = types.intp
-        is_narrow = source.dtype == types.uint16
-        name = f"pack.{'along' if along else 'across'}.{transposed}.{source.dtype}"
-        body = body_for(narrow if is_narrow else wide)
-        return types.void(target, source, i, i, i), emitted(name, body, emitter=TileEmitter)
+        rows_of_tiles = parts if in_parts(target) else narrow if source.dtype == types.uint16 else wide
+        name = f"pack.{'along' if along else 'across'}.{transposed}.{source.dtype}.{rows_of_tiles.__name__}"
+        emit = emitted(name, body_for(rows_of_tiles), emitter=TileEmitter, like=1 if rows_of_tiles is parts else 0)
+        return types.void(target, source, i, i, i), emit
 
     return pack_tile
 
@@ -155,13 +179,13 @@ _pack_across, _pack_across_transposed = _tile_packer(False, False), _tile_packer
 
 
 @intrinsic
-def _configure_tiles(typingctx, anything):
+def configure_tiles(typingctx, anything):
     body = lambda e, _: e.configure_tiles()
     return types.void(anything), emitted("configure", body, emitter=TileEmitter)
 
 
 @intrinsic
-def _release_tiles(typingctx, anything):
+def release_tiles(typingctx, anything):
     body = lambda e, _: e.release_tiles()
     return types.void(anything), emitted("release", body, emitter=TileEmitter)
 
@@ -192,21 +216,31 @@ def _address(typingctx, numbers):
 
 
 @intrinsic
-def _multiply_square(typingctx, a, a_lines, a_step, a_row, b, steps, start, start_row, out, out_row, scratch):
+def tile_numbers(typingctx, tiles):
+    """How many numbers of 32 bits one tile takes, all parts of it."""
+    numbers = PARTS * TILE if in_parts(tiles) else TILE
+    return types.int64(tiles), lambda *_: INT(numbers)
+
+
+@intrinsic
+def multiply_square(typingctx, a, a_lines, a_step, a_row, b, steps, start, start_row, out, out_row, scratch):
     """out (32, 32) = start + a @ b, rounded where `out` is bfloat16. a and b: two rows of `steps` tiles each.
 
-    a lies as `Tiles` says, b is packed.
+    a lies as `Tiles` says, b is packed. Of operands in parts, `scratch` gets the sum of all sums as
+    well, and where that is no finite number nothing else is written.
 
     The sums take a detour over `scratch`: a tile that lies across cache lines is stored and loaded five times
     slower, and nobody aligns `out`.
     """
 
-    rounds = out.dtype == types.uint16
+    rounds, parted = out.dtype == types.uint16, in_parts(b)
     kind = ir.IntType(16) if rounds else ir.FloatType()
+    size = PARTS * TILE if parted else TILE
+    products = PRODUCTS if parted else ((0, 0),)
 
     def body(e, a, a_lines, a_step, a_row, b, steps, start, start_row, out, out_row, scratch):
         sums, a_tiles, b_tiles = ((0, 1), (2, 3)), (4, 5), (6, 7)
-        second, packed_row, scratch_row = e.builder.mul(steps, INT(TILE)), INT(PAIRS), INT(SQUARE)
+        second, packed_row, scratch_row = e.builder.mul(steps, INT(size)), INT(PAIRS), INT(SQUARE)
         for i in range(SQUARE):
             for j in (0, SQUARE - 1):
                 e.prefetch(e.at(out, e.builder.add(e.builder.mul(out_row, INT(i)), INT(j)), kind), write=True)
@@ -214,30 +248,46 @@ def _multiply_square(typingctx, a, a_lines, a_step, a_row, b, steps, start, star
             e.zero_tile(tile)
         with e.loop(steps, [a, b]) as carried:
             a, b = carried
-            e.load_tile(b_tiles[0], b, packed_row)
-            for i in range(2):
-                e.load_tile(a_tiles[i], e.at(a, a_lines) if i else a, a_row)
-                e.multiply_tiles(sums[i][0], a_tiles[i], b_tiles[0])
-            e.load_tile(b_tiles[1], e.at(b, second), packed_row)
-            for i in range(2):
-                e.multiply_tiles(sums[i][1], a_tiles[i], b_tiles[1])
-            carried[:] = e.at(a, a_step), e.at(b, TILE)
+            held = None, None
+            for part_a, part_b in products:
+                for j in range(2):
+                    if held[1] != part_b:
+                        e.load_tile(b_tiles[j], e.at(e.at(b, second) if j else b, part_b * TILE), packed_row)
+                    for i in range(2):
+                        if held[0] != part_a and j == 0:
+                            e.load_tile(a_tiles[i], e.at(e.at(a, a_lines) if i else a, part_a * TILE), a_row)
+                        e.multiply_tiles(sums[i][j], a_tiles[i], b_tiles[j])
+                held = part_a, part_b
+            carried[:] = e.at(a, a_step), e.at(b, size)
         for i in range(2):
             for j in range(2):
                 e.store_tile(sums[i][j], e.at(scratch, i * LINES * SQUARE + j * LINES), scratch_row)
-        with e.loop(INT(SQUARE), [start, out, scratch]) as carried:
-            start, out, scratch = carried
-            row = [e.add(e.load(e.at(scratch, j)), e.load(e.at(start, j))) for j in range(0, SQUARE, e.lanes)]
-            if rounds:
-                e.store(e.round_pair(*row), out)
-            else:
-                for j, vector in enumerate(row):
-                    e.store(vector, e.at(out, j * e.lanes))
-            carried[:] = e.at(start, start_row), e.at(out, out_row, kind), e.at(scratch, scratch_row)
+
+        def add(start, out, scratch):
+            with e.loop(INT(SQUARE), [start, out, scratch]) as carried:
+                start, out, scratch = carried
+                row = [e.add(e.load(e.at(scratch, j)), e.load(e.at(start, j))) for j in range(0, SQUARE, e.lanes)]
+                if rounds:
+                    e.store(e.round_pair(*row), out)
+                else:
+                    for j, vector in enumerate(row):
+                        e.store(vector, e.at(out, j * e.lanes))
+                carried[:] = e.at(start, start_row), e.at(out, out_row, kind), e.at(scratch, scratch_row)
+
+        if not parted:
+            add(start, out, scratch)
+            return
+        with e.loop(INT(SQUARE), [scratch, e.zero(), e.zero()]) as carried:
+            row, x, y = carried
+            carried[:] = e.at(row, SQUARE), e.add(x, e.load(row)), e.add(y, e.load(e.at(row, e.lanes)))
+        total = e.sum(e.add(*carried[1:]))
+        e.builder.store(total, e.at(scratch, SQUARE * SQUARE))
+        with e.builder.if_then(e.builder.fcmp_ordered("ord", total, total), likely=True):
+            add(start, out, scratch)
 
     i = types.intp
     signature = types.void(a, i, i, i, b, i, start, i, out, i, scratch)
-    return signature, emitted(f"square.{kind}", body, emitter=TileEmitter)
+    return signature, emitted(f"square.{kind}.{len(products)}", body, emitter=TileEmitter, like=6)
 
 
 @kernel
@@ -267,7 +317,7 @@ def _pack_one(source, line_stride, step, lines, depth, as_columns, target, squar
 
 
 @kernel
-def _pack(source, line_stride, step, lines, depth, as_columns, packed, square):
+def pack_tiles(source, line_stride, step, lines, depth, as_columns, packed, square):
     """Lines (rows of a or columns of b) × depth → [pair of line tiles][line tile][step tile][tile]."""
     steps = -(-depth // 32)
     tiles = -(-lines // SQUARE) * 2
@@ -275,13 +325,13 @@ def _pack(source, line_stride, step, lines, depth, as_columns, packed, square):
         for line in range(tiles):
             for k in range(steps):
                 corner = shift(source, line * LINES * line_stride + k * 32)
-                target = shift(packed, (line * steps + k) * TILE)
+                target = shift(packed, (line * steps + k) * tile_numbers(packed))
                 _pack_one(corner, line_stride, 1, lines - line * LINES, depth - k * 32, as_columns, target, square)
     else:
         for k in range(steps):  # neighbours in memory are lines here
             for line in range(tiles):
                 corner = shift(source, line * LINES * line_stride + k * 32 * step)
-                target = shift(packed, (line * steps + k) * TILE)
+                target = shift(packed, (line * steps + k) * tile_numbers(packed))
                 _pack_one(corner, line_stride, step, lines - line * LINES, depth - k * 32, as_columns, target, square)
 
 
@@ -300,7 +350,7 @@ def _as_tiles(a, M, K, in_place, packed, scratch):
     """a (M, K) as `Tiles`: where it lies, if whole tiles do, else packed."""
     if in_place and M % SQUARE == 0:
         return Tiles(_pairs(a.start), LINES * a.row // 2, PAIRS, a.row // 2)
-    _pack(a.start, a.row, a.column, M, K, False, packed, scratch)
+    pack_tiles(a.start, a.row, a.column, M, K, False, packed, scratch)
     return Tiles(packed, count_steps(K) * TILE, TILE, PAIRS)
 
 
@@ -367,7 +417,7 @@ def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
         begin, _ = share(K, 32, first, blocks)
         for block in range(first, last):
             k, depth = share(K, 32, block, blocks)
-            _pack(at(b, k, 0).start, b.column, b.row, N, depth, True, shift(packed_b, (k - begin) * wide // 2), scratch)
+            pack_tiles(at(b, k, 0).start, b.column, b.row, N, depth, True, shift(packed_b, (k - begin) * wide // 2), scratch)
         for group in range(0, M, GROUP):
             rows = min(GROUP, M - group)
             base, target = at(start, group, 0), at(out, group, 0)
@@ -401,10 +451,10 @@ def _multiply_group(a, b, steps, start, out, M, N, zeros, scratch, edge):
             source, target = at(start, i, j), at(out, i, j)
             rows, columns = min(SQUARE, M - i), min(SQUARE, N - j)
             if rows == columns == SQUARE and source.column == target.column == 1:
-                _multiply_square(panel_a, a.lines, a.step, a.row, panel_b, steps, source.start, source.row,
+                multiply_square(panel_a, a.lines, a.step, a.row, panel_b, steps, source.start, source.row,
                                  target.start, target.row, scratch)  # fmt: skip
             else:
-                _multiply_square(panel_a, a.lines, a.step, a.row, panel_b, steps, zeros, 0, edge, SQUARE, scratch)
+                multiply_square(panel_a, a.lines, a.step, a.row, panel_b, steps, zeros, 0, edge, SQUARE, scratch)
                 _add(source, Matrix(edge, SQUARE, 1), target, rows, columns)
 
 
@@ -413,7 +463,7 @@ def _work(work, worker):
     """Take tasks until there are none (see matmul.py)."""
     workspace = pointer(work.workspace[worker])
     width = widest(work.K, work.epilogue)
-    _configure_tiles(workspace)
+    configure_tiles(workspace)
     while True:
         task = next_task(work.counters, worker, work.batches * work.M_parts * work.N_parts)
         if task < 0:
@@ -426,7 +476,7 @@ def _work(work, worker):
             u, side = at(work.u, i, left), at(work.side, i, left)
             columns_here = min(width, j + columns - left)
             _block(a, b, start, out, rows, columns_here, work.K, workspace, work.epilogue, u, side)
-    _release_tiles(workspace)
+    release_tiles(workspace)
 
 
 def program(shared_type: str) -> tuple[Callable, Callable]:

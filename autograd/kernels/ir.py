@@ -267,6 +267,27 @@ class TileEmitter(Emitter):
         rounded = self._call("avx512bf16.cvtne2ps2bf16.512", ir.VectorType(Bfloat16(), 32), high, low)
         return self.builder.bitcast(rounded, self.vector)
 
+    def split_pair(self, low: ir.Value, high: ir.Value) -> list[ir.Value]:
+        """Two float32 vectors → three vectors of pairs of bfloat16 (low, high) that add up to them.
+
+        Each takes the next 8 bits, rounded to the nearest; what the first two leave has no more. NaN and infinite
+        numbers become NaN.
+        """
+        builder, integers = self.builder, ir.VectorType(ir.IntType(32), self.lanes)
+        every = lambda number: ir.Constant(integers, [number] * self.lanes)
+        parts = []
+        for rounds in (True, True, False):
+            bits = [builder.bitcast(x, integers) for x in (low, high)]
+            if rounds:
+                bits = [builder.and_(builder.add(x, every(0x8000)), every(-0x10000)) for x in bits]
+                low, high = (
+                    builder.fsub(x, builder.bitcast(upper, self.vector))
+                    for x, upper in zip((low, high), bits, strict=True)
+                )
+            pairs = builder.or_(builder.lshr(bits[0], every(16)), bits[1])
+            parts.append(builder.bitcast(pairs, self.vector))
+        return parts
+
     def load_stored(self, address: ir.Value, mask: ir.Value, stored: ir.Type) -> ir.Value:
         """The numbers of the mask (zero: the others), which are stored as they are or, as 16 bits, in bfloat16."""
         if stored == self.number:
