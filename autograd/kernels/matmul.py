@@ -25,6 +25,8 @@ The bits of a result depend on K alone. Each number of `out` is summed by one th
 at the DEPTH blocks; which tile or task it falls into changes nothing. So the plan may look at the number of
 threads, and results are the same for any.
 
+Where the processor has AMX, float32 goes there: see `split.py`, which is this file's plan with other tiles.
+
 Products with a vector (M or N is 1, as in decoding) read each number of the matrix once and have nothing to
 reuse. They run at the memory's speed, along the matrix as it lies.
 
@@ -431,6 +433,21 @@ def product_of(dtype: np.dtype) -> Product:
     return Product(program, size, dtype, dtype, dtype, dtype)
 
 
+@functools.cache
+def _on_tiles() -> Product | None:
+    """The program for float32 on AMX, if there is AMX."""
+    from .split import split_product  # which is built on this file
+
+    return split_product()
+
+
+def product_for(a: np.ndarray, b: np.ndarray) -> Product:
+    """The program that multiplies a by b: on tiles, where there are any and neither is a vector, else on vectors."""
+    if a.dtype == np.float32 and a.shape[-2:-1] != (1,) and b.shape[-1:] != (1,):
+        return _on_tiles() or product_of(a.dtype)
+    return product_of(a.dtype)
+
+
 _for_float32: Callable | None = None
 
 
@@ -473,7 +490,7 @@ def matmul(
     """
     if _for_float32 is not None and a.dtype == b.dtype == np.float32:
         return _for_float32(a, b, bias=bias, out=out, accumulate=accumulate)
-    return multiply_with(product_of(a.dtype), a, b, bias, out, accumulate)
+    return multiply_with(product_for(a, b), a, b, bias, out, accumulate)
 
 
 def multiply_with(

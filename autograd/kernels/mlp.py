@@ -20,7 +20,7 @@ import numpy as np
 
 from . import epilogue
 from .bfloat16 import matmul_narrow, narrow_products
-from .matmul import matmul, multiply_with, product_of
+from .matmul import matmul, multiply_with, product_for
 from .memory import empty
 from .sums import column_sums
 
@@ -43,7 +43,7 @@ def mlp(
         return matmul_narrow(h, down.T, bias=down_bias), slope, h
     slope, h = empty(shape, x.dtype), empty(shape, x.dtype)
     make = epilogue.gelu(x.dtype, tanh).address
-    multiply_with(product_of(x.dtype), x, up.T, up_bias, slope, False, make, (slope, h))
+    multiply_with(product_for(x, up.T), x, up.T, up_bias, slope, False, make, (slope, h))
     return matmul(h, down.T, bias=down_bias), slope, h
 
 
@@ -72,7 +72,7 @@ def mlp_backward(
     elif narrow:
         matmul_narrow(dout, down, epilogue=times, sides=sides)
     else:
-        multiply_with(product_of(h.dtype), dout, down, None, du, False, times, sides)
+        multiply_with(product_for(dout, down), dout, down, None, du, False, times, sides)
     return MLPGradients(
         product(du, up) if wants_x else None,
         product(du.T, x) if wants_up else None,
