@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autograd.kernels.bfloat16 import amx_available
 from autograd.kernels.jit import num_threads, set_num_threads
-from autograd.kernels.matmul import matmul
+from autograd.kernels.matmul import allow_tiles, matmul
 
 PRECISE = {np.dtype(np.float32): np.float64, np.dtype(np.float64): np.longdouble}
 LAYOUTS = ["C", "F", "every other", "reversed", "same row", "same column", "inside"]
@@ -23,11 +24,20 @@ sizes = st.sampled_from([0, 1, 2, 3, 5, 6, 7, 13, 14, 15, 16, 17, 28, 31, 32, 33
 long_sizes = sizes | st.sampled_from([255, 384, 385, 400, 515, 769])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled():
-    """A kernel that does not compile fails here, once, and not in every example that Hypothesis tries."""
+@pytest.fixture(autouse=True, scope="module", params=["vectors", "tiles"])
+def program(request):
+    """Every test runs with float32 multiplied on vectors, and on tiles where there are any.
+
+    A kernel that does not compile fails here, once, and not in every example that Hypothesis tries.
+    """
+    if request.param == "tiles" and not amx_available():
+        pytest.skip("float32 goes to tiles where the processor has AMX")
+    allow_tiles(request.param == "tiles")
     for dtype in PRECISE:
         matmul(np.ones((1, 1), dtype), np.ones((1, 1), dtype))
+        matmul(np.ones((2, 2), dtype), np.ones((2, 2), dtype))
+    yield
+    allow_tiles(True)
 
 
 def laid_out(array, layout):

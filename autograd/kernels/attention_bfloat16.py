@@ -39,11 +39,11 @@ from .bfloat16 import (
     LINES,
     SQUARE,
     TILE,
-    configure_tiles,
     _pack_across,
     _pack_across_transposed,
     _pack_along,
     _pack_along_transposed,
+    configure_tiles,
     release_tiles,
 )
 from .elementary import constant, emit_exp2, log, use_widest_vectors

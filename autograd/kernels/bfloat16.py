@@ -96,7 +96,7 @@ def in_parts(tiles: types.Type) -> bool:
 
 
 def _tile_packer(along: bool, transposed: bool) -> Any:
-    """A function that packs a 16 × 32 part of an operand to a tile: rounded, if it is not bfloat16 already. Or to three.
+    """A function that packs a 16 × 32 part of an operand to a tile: rounded, if it is not bfloat16 yet, or in parts.
 
     `along`: 16 lines of 32 numbers, else 32 lines of 16. Only `lines` lines and `count` numbers of each exist; the
     rest of the tile is zero.
@@ -226,8 +226,8 @@ def tile_numbers(typingctx, tiles):
 def multiply_square(typingctx, a, a_lines, a_step, a_row, b, steps, start, start_row, out, out_row, scratch):
     """out (32, 32) = start + a @ b, rounded where `out` is bfloat16. a and b: two rows of `steps` tiles each.
 
-    a lies as `Tiles` says, b is packed. Of operands in parts, `scratch` gets the sum of all sums as
-    well, and where that is no finite number nothing else is written.
+    a lies as `Tiles` says, b is packed. Of operands in parts, `scratch` also gets the sum of all that it holds, behind
+    it, and where that is NaN, nothing is written to `out`.
 
     The sums take a detour over `scratch`: a tile that lies across cache lines is stored and loaded five times
     slower, and nobody aligns `out`.
@@ -263,7 +263,7 @@ def multiply_square(typingctx, a, a_lines, a_step, a_row, b, steps, start, start
             for j in range(2):
                 e.store_tile(sums[i][j], e.at(scratch, i * LINES * SQUARE + j * LINES), scratch_row)
 
-        def add(start, out, scratch):
+        def add_start(start, out, scratch):
             with e.loop(INT(SQUARE), [start, out, scratch]) as carried:
                 start, out, scratch = carried
                 row = [e.add(e.load(e.at(scratch, j)), e.load(e.at(start, j))) for j in range(0, SQUARE, e.lanes)]
@@ -275,7 +275,7 @@ def multiply_square(typingctx, a, a_lines, a_step, a_row, b, steps, start, start
                 carried[:] = e.at(start, start_row), e.at(out, out_row, kind), e.at(scratch, scratch_row)
 
         if not parted:
-            add(start, out, scratch)
+            add_start(start, out, scratch)
             return
         with e.loop(INT(SQUARE), [scratch, e.zero(), e.zero()]) as carried:
             row, x, y = carried
@@ -283,7 +283,7 @@ def multiply_square(typingctx, a, a_lines, a_step, a_row, b, steps, start, start
         total = e.sum(e.add(*carried[1:]))
         e.builder.store(total, e.at(scratch, SQUARE * SQUARE))
         with e.builder.if_then(e.builder.fcmp_ordered("ord", total, total), likely=True):
-            add(start, out, scratch)
+            add_start(start, out, scratch)
 
     i = types.intp
     signature = types.void(a, i, i, i, b, i, start, i, out, i, scratch)
@@ -390,7 +390,8 @@ def blocks_packed(K, M, wide):
 
 
 @kernel
-def _add(a, b, out, M, N):
+def add(a, b, out, M, N):
+    """out = a + b, number by number, rounded where `out` is bfloat16."""
     for i in range(M):
         for j in range(N):
             total = a.start[i * a.row + j * a.column] + b.start[i * b.row + j * b.column]
@@ -417,7 +418,8 @@ def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
         begin, _ = share(K, 32, first, blocks)
         for block in range(first, last):
             k, depth = share(K, 32, block, blocks)
-            pack_tiles(at(b, k, 0).start, b.column, b.row, N, depth, True, shift(packed_b, (k - begin) * wide // 2), scratch)
+            panels = shift(packed_b, (k - begin) * wide // 2)
+            pack_tiles(at(b, k, 0).start, b.column, b.row, N, depth, True, panels, scratch)
         for group in range(0, M, GROUP):
             rows = min(GROUP, M - group)
             base, target = at(start, group, 0), at(out, group, 0)
@@ -455,7 +457,7 @@ def _multiply_group(a, b, steps, start, out, M, N, zeros, scratch, edge):
                                  target.start, target.row, scratch)  # fmt: skip
             else:
                 multiply_square(panel_a, a.lines, a.step, a.row, panel_b, steps, zeros, 0, edge, SQUARE, scratch)
-                _add(source, Matrix(edge, SQUARE, 1), target, rows, columns)
+                add(source, Matrix(edge, SQUARE, 1), target, rows, columns)
 
 
 @kernel

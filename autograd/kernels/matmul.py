@@ -74,7 +74,7 @@ from .matrix import (
 from .memory import empty
 from .tasks import declare, load, next_task, queues, reset, run, save, share
 
-__all__ = ["matmul"]
+__all__ = ["allow_tiles", "matmul"]
 
 VECTORS = 2  # in a row of the tile
 ROWS = 14 if host().registers == 32 else 6  # so that the tile, a row of b and one number of a fill the registers
@@ -427,6 +427,7 @@ class Product:
 
 @functools.cache
 def product_of(dtype: np.dtype) -> Product:
+    """The program on vectors."""
     if dtype not in (np.float32, np.float64):
         raise TypeError(f"matmul multiplies float32 or float64 arrays, got {dtype}; convert with astype")
     size = _workspace_size(host().vector_bytes // dtype.itemsize)
@@ -435,15 +436,24 @@ def product_of(dtype: np.dtype) -> Product:
 
 @functools.cache
 def _on_tiles() -> Product | None:
-    """The program for float32 on AMX, if there is AMX."""
+    """The program for float32 on AMX tiles, if there are any."""
     from .split import split_product  # which is built on this file
 
     return split_product()
 
 
+_tiles_allowed = True
+
+
+def allow_tiles(allowed: bool) -> None:
+    """Let float32 be multiplied on AMX tiles (the default), or on vectors only: to measure and test these."""
+    global _tiles_allowed
+    _tiles_allowed = allowed
+
+
 def product_for(a: np.ndarray, b: np.ndarray) -> Product:
     """The program that multiplies a by b: on tiles, where there are any and neither is a vector, else on vectors."""
-    if a.dtype == np.float32 and a.shape[-2:-1] != (1,) and b.shape[-1:] != (1,):
+    if _tiles_allowed and a.dtype == np.float32 and a.shape[-2:-1] != (1,) and b.shape[-1:] != (1,):
         return _on_tiles() or product_of(a.dtype)
     return product_of(a.dtype)
 

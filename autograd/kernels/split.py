@@ -28,15 +28,18 @@ from numba import types
 from numba.extending import intrinsic
 
 from .bfloat16 import (
+    LINES,
+    PAIRS,
     PARTS,
     SQUARE,
+    TILE,
+    add,
     amx_available,
     configure_tiles,
     count_steps,
     multiply_square,
     pack_tiles,
     release_tiles,
-    tile_numbers,
 )
 from .epilogue import NOTHING, finish
 from .ir import pointer, shift
@@ -50,13 +53,14 @@ __all__ = ["split_product"]
 DEPTH = 256
 WIDTH = 512
 GROUP = 4 * SQUARE
-PAIRS = 16
+STEP = PARTS * TILE  # numbers of 32 bits in 16 lines × 32 terms, packed
 CLOCKS_TILE, CLOCKS_PACK = 12, 24  # per k: 24 multiplications of tiles are 384 for 32; packing 32 numbers
 SMALL = 2**19  # multiply-adds that aren't worth a second thread
+WORKSPACE = WIDTH + 2 * SQUARE * SQUARE + PAIRS + PARTS * (GROUP + WIDTH) * DEPTH // 2
 
 
 @intrinsic
-def _parts(typingctx, numbers):
+def _in_parts(typingctx, numbers):
     """The same pointer, to tiles in three parts."""
 
     def codegen(context, builder, signature, args):
@@ -77,47 +81,44 @@ def _multiply_numbers(a, b, start, out, M, N, K):
 
 
 @kernel
+def _square(packed_a, packed_b, a, b, start, out, M, N, K, zeros, edge, sums):
+    """out (M, N) = start + a @ b, of at most 32 × 32 numbers."""
+    steps = count_steps(K)
+    whole = M == N == SQUARE and start.column == out.column == 1
+    source, target = (start, out) if whole else (Matrix(zeros, 0, 1), Matrix(edge, SQUARE, 1))
+    multiply_square(packed_a, steps * STEP, STEP, PAIRS, packed_b, steps, source.start, source.row,
+                    target.start, target.row, sums)  # fmt: skip
+    total = sums[SQUARE * SQUARE]
+    if total != total:
+        _multiply_numbers(a, b, start, out, M, N, K)
+    elif not whole:
+        add(start, target, out, M, N)
+
+
+@kernel
 def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
     """out (M, N) = start + a @ b by one thread, for N of at most WIDTH; and what the epilogue makes of it."""
-    edge = shift(workspace, WIDTH)
+    zeros = workspace
+    edge = shift(zeros, WIDTH)
     sums = shift(edge, SQUARE * SQUARE)
-    packed_a = _parts(shift(sums, SQUARE * SQUARE + PAIRS))
+    packed_a = _in_parts(shift(sums, SQUARE * SQUARE + PAIRS))
     packed_b = shift(packed_a, PARTS * GROUP * DEPTH // 2)
-    zeros, panel = workspace, tile_numbers(packed_a) // PAIRS  # of a line of 32 terms
     blocks = -(-K // DEPTH)
     for block in range(blocks):
         k, depth = share(K, 32, block, blocks)
-        steps = count_steps(depth)
+        line = count_steps(depth) * STEP // LINES
         pack_tiles(at(b, k, 0).start, b.column, b.row, N, depth, True, packed_b, edge)
         for group in range(0, M, GROUP):
             rows = min(GROUP, M - group)
             pack_tiles(at(a, group, k).start, a.row, a.column, rows, depth, False, packed_a, edge)
-            for i in range(0, rows, SQUARE):
+            for i in range(group, group + rows, SQUARE):
                 for j in range(0, N, SQUARE):
-                    source, target = at(start, group + i, j), at(out, group + i, j)
-                    height, width = min(SQUARE, rows - i), min(SQUARE, N - j)
-                    of_a, of_b = shift(packed_a, i * steps * panel), shift(packed_b, j * steps * panel)
-                    lines, step = steps * PAIRS * panel, PAIRS * panel
-                    whole = height == width == SQUARE and source.column == target.column == 1
-                    if whole:
-                        multiply_square(of_a, lines, step, PAIRS, of_b, steps, source.start, source.row, target.start,
-                                        target.row, sums)  # fmt: skip
-                    else:
-                        multiply_square(of_a, lines, step, PAIRS, of_b, steps, zeros, 0, edge, SQUARE, sums)
-                    total = sums[SQUARE * SQUARE]
-                    if total != total:
-                        _multiply_numbers(at(a, group + i, k), at(b, k, j), source, target, height, width, depth)
-                    elif not whole:
-                        for r in range(height):
-                            for c in range(width):
-                                before = source.start[r * source.row + c * source.column]
-                                target.start[r * target.row + c * target.column] = edge[r * SQUARE + c] + before
+                    _square(shift(packed_a, (i - group) * line), shift(packed_b, j * line), at(a, i, k), at(b, k, j),
+                            at(start, i, j), at(out, i, j), min(SQUARE, M - i), min(SQUARE, N - j), depth, zeros, edge,
+                            sums)  # fmt: skip
             if epilogue != NOTHING and block == blocks - 1:
                 finish(epilogue, at(out, group, 0), at(u, group, 0), at(side, group, 0), rows, N)
         start = out
-
-
-WORKSPACE = WIDTH + 2 * SQUARE * SQUARE + PAIRS + PARTS * (GROUP + WIDTH) * DEPTH // 2
 
 
 @kernel

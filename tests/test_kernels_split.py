@@ -1,0 +1,87 @@
+"""float32 on AMX tiles: three parts of eight bits lose nothing, and what has no parts is multiplied all the same."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autograd.kernels.bfloat16 import amx_available
+from autograd.kernels.matmul import allow_tiles, matmul
+
+pytestmark = pytest.mark.skipif(not amx_available(), reason="the processor has no AMX, or the system keeps it back")
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+def floats(smallest, largest):
+    """float32 numbers of either sign whose absolute values lie between these."""
+    sizes = st.floats(smallest, largest, width=32)
+    return st.builds(lambda size, sign: np.float32(size * sign), sizes, st.sampled_from([-1, 1]))
+
+
+@settings(max_examples=60)
+@given(st.data(), st.integers(2, 70), st.integers(2, 70), st.sampled_from("CF"))
+def test_the_parts_of_a_number_add_up_to_it(data, rows, columns, order):
+    """x times one is x to the last bit: nothing is lost in h + m + l, wherever it lies."""
+    drawn = data.draw(st.lists(floats(2.0**-100, 2.0**127), min_size=1, max_size=20))
+    x = np.resize(np.array(drawn, np.float32), (rows, columns)).copy(order=order)
+    np.testing.assert_array_equal(matmul(x, np.eye(columns, dtype=np.float32)), x)
+    np.testing.assert_array_equal(matmul(np.eye(rows, dtype=np.float32), x), x)
+
+
+@settings(max_examples=100)
+@given(floats(2.0**-50, 2.0**50), floats(2.0**-50, 2.0**50))
+def test_one_product_is_wrong_by_less_than_a_unit_in_the_last_place(x, y):
+    a, b = np.full((2, 1), x), np.full((1, 2), y)
+    exact = float(x) * float(y)
+    assert (abs(matmul(a, b) - exact) <= EPS * abs(exact)).all()
+
+
+@pytest.mark.parametrize("K", [64, 300, 1000])
+def test_sums_are_closer_to_the_truth_than_on_vectors(K):
+    rng = np.random.default_rng(K)
+    a, b = rng.standard_normal((64, K), np.float32), rng.standard_normal((K, 96), np.float32)
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    on_tiles = np.sqrt(np.mean((matmul(a, b) - exact) ** 2))
+    try:
+        allow_tiles(False)
+        on_vectors = np.sqrt(np.mean((matmul(a, b) - exact) ** 2))
+    finally:
+        allow_tiles(True)
+    assert on_tiles < on_vectors
+
+
+@settings(max_examples=30)
+@given(st.integers(2, 80), st.integers(2, 300), st.integers(2, 80), st.data())
+def test_infinite_numbers_and_nan_give_what_numpy_gives(M, K, N, data):
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((M, K), np.float32), rng.standard_normal((K, N), np.float32)
+    for x in (a, b):
+        for _ in range(data.draw(st.integers(0, 2))):
+            place = tuple(data.draw(st.integers(0, size - 1)) for size in x.shape)
+            x[place] = data.draw(st.sampled_from([np.inf, -np.inf, np.nan, 0.0]))
+    with np.errstate(invalid="ignore"):
+        expected = a @ b
+    np.testing.assert_allclose(matmul(a, b), expected, rtol=1e-4, atol=1e-4)
+    bias = np.where(np.arange(N) % 7, 1, -np.inf).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        expected += bias
+    np.testing.assert_allclose(matmul(a, b, bias=bias), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_that_round_to_infinity_are_multiplied_as_they_are():
+    largest = np.finfo(np.float32).max
+    a, b = np.full((40, 3), largest), np.full((3, 33), np.float32(2.0**-60))
+    np.testing.assert_allclose(matmul(a, b), 3 * float(largest) * 2.0**-60, rtol=1e-6)
+    out = np.full((40, 33), np.float32(1e19))
+    matmul(a, b, out=out, accumulate=True)
+    np.testing.assert_allclose(out, 1e19 + 3 * float(largest) * 2.0**-60, rtol=1e-6)
+
+
+@settings(max_examples=60)
+@given(floats(0, 2.0**-90), floats(2.0**-20, 2.0**20))
+def test_of_the_smallest_numbers_only_digits_below_the_normal_ones_are_lost(x, y):
+    """Parts below 2⁻¹²⁶ count as zero: of x no more than that is lost, and sums below it are zero."""
+    exact = 5 * float(x) * float(y)
+    result = matmul(np.full((3, 5), x), np.full((5, 4), y))
+    assert (abs(result - exact) <= 5 * EPS * abs(exact) + 5 * 3 * 2.0**-126 * (1 + abs(float(y)))).all()
