@@ -78,10 +78,16 @@ def test_numbers_that_round_to_infinity_are_multiplied_as_they_are():
     np.testing.assert_allclose(out, 1e19 + 3 * float(largest) * 2.0**-60, rtol=1e-6)
 
 
-@settings(max_examples=60)
-@given(floats(0, 2.0**-90), floats(2.0**-20, 2.0**20))
-def test_of_the_smallest_numbers_only_digits_below_the_normal_ones_are_lost(x, y):
-    """Parts below 2⁻¹²⁶ count as zero: of x no more than that is lost, and sums below it are zero."""
-    exact = 5 * float(x) * float(y)
-    result = matmul(np.full((3, 5), x), np.full((5, 4), y))
-    assert (abs(result - exact) <= 5 * EPS * abs(exact) + 5 * 3 * 2.0**-126 * (1 + abs(float(y)))).all()
+@settings(max_examples=100)
+@given(st.integers(2, 40), st.integers(1, 70), st.integers(2, 40), st.integers(0, 2**32 - 1))
+def test_of_the_smallest_numbers_only_digits_below_the_normal_ones_are_lost(M, K, N, seed):
+    """Parts below 2⁻¹²⁶ count as zero, and so do sums: that much of a number is lost, and nothing of its neighbours."""
+    rng = np.random.default_rng(seed)
+    sizes = [-149, -140, -126, -120, -110, -60, 0]
+    a, b = (
+        np.ldexp(rng.standard_normal(shape), rng.choice(sizes, shape)).astype(np.float32)
+        for shape in ((M, K), (K, N))
+    )
+    exact, terms = a.astype(np.float64) @ b.astype(np.float64), abs(a).astype(np.float64) @ abs(b).astype(np.float64)
+    lost = 2.0**-125 * (abs(a).sum(axis=1, keepdims=True) + abs(b).sum(axis=0) + K)
+    assert (abs(matmul(a, b) - exact) <= (K + 1) * EPS * terms + lost).all()

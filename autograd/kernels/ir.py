@@ -270,21 +270,20 @@ class TileEmitter(Emitter):
     def split_pair(self, low: ir.Value, high: ir.Value) -> list[ir.Value]:
         """Two float32 vectors → three vectors of pairs of bfloat16 (low, high) that add up to them.
 
-        Each takes the next 8 bits, rounded to the nearest; what the first two leave has no more. NaN and infinite
-        numbers become NaN.
+        Each takes the next 8 bits, rounded to the nearest; what the first two leave has no more, unless it is below the
+        normal numbers. NaN and infinite numbers become NaN.
         """
         builder, integers = self.builder, ir.VectorType(ir.IntType(32), self.lanes)
         every = lambda number: ir.Constant(integers, [number] * self.lanes)
         parts = []
-        for rounds in (True, True, False):
-            bits = [builder.bitcast(x, integers) for x in (low, high)]
-            if rounds:
-                bits = [builder.and_(builder.add(x, every(0x8000)), every(-0x10000)) for x in bits]
-                low, high = (
-                    builder.fsub(x, builder.bitcast(upper, self.vector))
-                    for x, upper in zip((low, high), bits, strict=True)
-                )
-            pairs = builder.or_(builder.lshr(bits[0], every(16)), bits[1])
+        for half in (0x8000, 0x8000, 0):  # of a unit in the last place of a bfloat16
+            bits = [builder.add(builder.bitcast(x, integers), every(half)) for x in (low, high)]
+            upper = [builder.and_(x, every(-0x10000)) for x in bits]
+            low, high = (
+                builder.fsub(x, builder.bitcast(part, self.vector))
+                for x, part in zip((low, high), upper, strict=True)
+            )
+            pairs = builder.or_(builder.lshr(bits[0], every(16)), upper[1])
             parts.append(builder.bitcast(pairs, self.vector))
         return parts
 
