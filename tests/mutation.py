@@ -346,7 +346,7 @@ def warm_up() -> None:
     """Import what every mutant needs and none changes, and no thread."""
     os.chdir(ROOT)
     os.environ |= {"HYPOTHESIS_PROFILE": "mutation", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    os.environ |= {"OMP_WAIT_POLICY": "passive"}  # mutants share the processors
+    os.environ |= {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}  # mutants share the processors
     os.environ.setdefault("NUMBA_NUM_THREADS", "2")
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     import cosmic_ray.plugins

@@ -1,5 +1,6 @@
 """bfloat16 products against their definition: round to bfloat16, multiply exactly, sum in float32."""
 
+import itertools
 import types
 
 import numba
@@ -13,25 +14,24 @@ from autograd.kernels.bfloat16 import amx_available, matmul_bf16, matmul_precisi
 from autograd.kernels.jit import num_threads, set_num_threads
 from autograd.kernels.matmul import NOTHING, matmul
 from autograd.kernels.tasks import share
+from tests.kernel_checks import (
+    LAYOUTS,
+    TARGETS,
+    at_the_end_of_memory,
+    in_guarded_workspace,
+    laid_out,
+    refuses_broken_strides,
+)
 
 # none, one, the tiles (16, 32), the group of rows (128), the blocks of the sum and of columns (512)
 sizes = st.sampled_from([0, 1, 2, 15, 16, 17, 31, 32, 33, 64, 65, 96, 130, 161])
 long_sizes = sizes | st.sampled_from([384, 511, 513, 560, 1030])
-layouts = st.sampled_from(["C", "F", "every other"])
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled():
     """A kernel that does not compile fails here, once, and not in every example that Hypothesis tries."""
     matmul_bf16(np.ones((2, 2), np.float32), np.ones((2, 2), np.float32))
-
-
-def laid_out(array, layout):
-    if layout == "F":
-        return np.asfortranarray(array)
-    if layout == "every other":
-        return np.repeat(np.repeat(array, 2, axis=-1), 3, axis=-2)[::3, ::2]
-    return array
 
 
 def normal(rng, *shape):
@@ -53,7 +53,7 @@ def check(a, b, result, *starts):
 @settings(max_examples=100)
 @given(
     shape=st.tuples(sizes.filter(lambda n: n != 1), long_sizes, long_sizes.filter(lambda n: n != 1)),
-    layouts=st.tuples(layouts, layouts, layouts),
+    layouts=st.tuples(*map(st.sampled_from, (LAYOUTS, LAYOUTS, TARGETS))),
     biased=st.booleans(),
     accumulate=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
@@ -178,6 +178,30 @@ def test_blocks_that_are_packed_at_a_time_fit_into_the_workspace(K, M, N):
         assert (last - begin + -(-depth // 32) * 32) * wide <= bfloat16.B_NUMBERS
 
 
+@pytest.mark.parametrize("shape", [(17, 33, 35), (33, 64, 47), (2, 2, 3), (49, 545, 16)], ids=str)
+def test_nothing_is_read_or_written_beyond_the_operands(shape):
+    M, K, N = shape
+    rng = np.random.default_rng(8)
+    numbers = [normal(rng, *shape) for shape in ((M, K), (K, N), (N,), (M, N))]
+    for orders in itertools.product("CF", repeat=3):
+        a, b, out = (at_the_end_of_memory(x, order) for x, order in zip(numbers[:2] + numbers[3:], orders, strict=True))
+        bias = at_the_end_of_memory(numbers[2])
+        check(a, b, matmul_bf16(a, b, out=out, accumulate=True), numbers[3])
+        check(a, b, matmul_bf16(a, b, bias=bias, out=out), bias)
+
+
+@pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
+@pytest.mark.parametrize(("M", "K", "N"), [(130, 512, 1200), (700, 6144, 513), (60, 5000, 1100)])
+def test_a_workspace_is_as_large_as_what_is_laid_out_in_it(M, K, N):
+    rng = np.random.default_rng(7)
+    a, b = normal(rng, M, K), normal(rng, K, N)
+    product = bfloat16._product(np.float32, np.float32)
+    size, zeros = bfloat16.WORKSPACE, bfloat16.WIDEST
+    result, used = in_guarded_workspace(product, size, zeros, lambda: matmul_bf16(a, b))
+    np.testing.assert_array_equal(result, matmul_bf16(a, b))
+    assert used == size or K > bfloat16.DEPTH  # longer sums are packed in blocks that need not fill it
+
+
 @pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
 def test_narrow_products_are_those_that_are_rounded():
     single, double = (np.ones((2, bfloat16.LONGEST), dtype) for dtype in (np.float32, np.float64))
@@ -218,3 +242,8 @@ def test_errors_say_what_came():
         matmul_bf16(np.ones((2, 3), np.float32), np.ones(3, np.float32))
     with pytest.raises(ValueError, match=r"\(3,\)"):
         matmul_bf16(np.ones(3, np.float32), np.ones((3, 2), np.float32))
+
+
+@pytest.mark.skipif(not amx_available(), reason="without bfloat16 tiles the operands are copied")
+def test_strides_that_break_numbers_are_refused():
+    refuses_broken_strides(matmul_bf16)
