@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autograd.kernels import bfloat16
-from autograd.kernels.bfloat16 import amx_available, matmul_bf16, matmul_precision, round_to_bfloat16
+from autograd.kernels.bfloat16 import (
+    amx_available,
+    matmul_bf16,
+    matmul_precision,
+    round_to_bfloat16,
+    rounded_product,
+)
 from autograd.kernels.jit import num_threads, set_num_threads
 from autograd.kernels.matmul import NOTHING, matmul
 from autograd.kernels.tasks import share
@@ -191,14 +197,20 @@ def test_nothing_is_read_or_written_beyond_the_operands(shape):
 
 
 @pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
-@pytest.mark.parametrize(("M", "K", "N"), [(130, 512, 1200), (700, 6144, 513), (60, 5000, 1100)])
-def test_a_workspace_is_as_large_as_what_is_laid_out_in_it(M, K, N):
+@pytest.mark.parametrize("rounds", [False, True])
+@pytest.mark.parametrize(
+    ("M", "K", "N"), [(130, 512, 1200), (700, 6144, 513), (60, 5000, 1100), (33, bfloat16.LONGEST, 70)]
+)
+def test_a_workspace_is_as_large_as_what_is_laid_out_in_it(M, K, N, rounds):
     rng = np.random.default_rng(7)
     a, b = normal(rng, M, K), normal(rng, K, N)
-    product = bfloat16._product(np.float32, np.float32)
+    expected = matmul_bf16(a, b)
+    if rounds:
+        expected = (round_to_bfloat16(expected).view(np.uint32) >> 16).astype(np.uint16)
+    product, multiply = bfloat16._product(np.float32, np.float32), rounded_product if rounds else matmul_bf16
     size, zeros = bfloat16.WORKSPACE, bfloat16.WIDEST
-    result, used = in_guarded_workspace(product, size, zeros, lambda: matmul_bf16(a, b))
-    np.testing.assert_array_equal(result, matmul_bf16(a, b))
+    result, used = in_guarded_workspace(product, size, zeros, lambda: multiply(a, b))
+    np.testing.assert_array_equal(result, expected)
     assert used == size or K > bfloat16.DEPTH  # longer sums are packed in blocks that need not fill it
 
 
@@ -221,13 +233,42 @@ def test_without_amx_the_rounded_operands_are_multiplied_in_float32(monkeypatch)
     check(a, b, matmul_bf16(a, b, bias=bias), bias)
 
 
-def test_a_system_that_denies_the_tiles_is_no_error(monkeypatch):
-    """The permission is asked for through libc's `syscall`; here it answers as a sandbox does."""
-    libc = types.SimpleNamespace(syscall=lambda *arguments: -1)
-    monkeypatch.setattr(bfloat16.ctypes, "CDLL", lambda name: libc)
-    denied = amx_available.__wrapped__()
-    assert denied is False
-    monkeypatch.setattr(bfloat16, "amx_available", lambda: denied)
+TILES = {"amx-tile", "amx-bf16", "avx512bf16", "avx512bw"}
+
+
+@pytest.mark.parametrize(
+    ("features", "system", "machine", "permitted", "expected"),
+    [
+        (TILES, "linux", "x86_64", True, True),
+        *((TILES - {lacking}, "linux", "x86_64", True, False) for lacking in sorted(TILES)),
+        (TILES, "darwin", "x86_64", True, False),
+        (TILES, "linux", "aarch64", True, False),
+        (TILES, "linux", "zarch", True, False),
+        (TILES, "linux", "x86_64", False, False),
+        (TILES, "linux", "x86_64", None, False),
+    ],
+)
+def test_tiles_need_their_instructions_and_the_systems_permission(
+    monkeypatch, features, system, machine, permitted, expected
+):
+    """The permission is asked for through libc's `syscall`; here it answers as Linux does, as a sandbox, or not."""
+    requests = []
+
+    def library(name):
+        if permitted is None:
+            raise OSError("there is no such library")
+        return types.SimpleNamespace(syscall=lambda *arguments: requests.append(arguments) or -(not permitted))
+
+    monkeypatch.setattr(bfloat16, "has", lambda *names: features.issuperset(names))
+    monkeypatch.setattr(bfloat16.sys, "platform", system)
+    monkeypatch.setattr(bfloat16.platform, "machine", lambda: machine)
+    monkeypatch.setattr(bfloat16.ctypes, "CDLL", library)
+    assert amx_available.__wrapped__() is expected
+    assert not requests or requests == [(158, 0x1023, 18)]  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+
+
+def test_where_tiles_are_denied_products_stay_in_float32(monkeypatch):
+    monkeypatch.setattr(bfloat16, "amx_available", lambda: False)
     with pytest.warns(RuntimeWarning, match="stay in float32"), matmul_precision("bfloat16"):
         a = np.full((2, 2), 1.001, np.float32)
         np.testing.assert_array_equal(matmul(a, a), np.full((2, 2), 2 * np.float32(1.001) ** 2, np.float32))
