@@ -116,6 +116,8 @@ def in_guarded_workspace(product, size, zeros, multiply):
     What else it held before must not matter, and nothing behind it be touched. Returns the result and how many of its
     numbers were used.
     """
+    usual = product._new_workspace()[1]
+    assert 0 <= usual.shape[1] - size < 4096 // usual.itemsize and usual.ctypes.data % 4096 == 0
     memory = np.full((1, size + (1 << 16)), 7, product.dtype)
     memory[:, :zeros], memory[:, zeros:size] = 0, np.nan
     product._free.append((queues(1), memory))

@@ -2,6 +2,7 @@
 
 import itertools
 import types
+import warnings
 
 import numba
 import numpy as np
@@ -272,6 +273,9 @@ def test_where_tiles_are_denied_products_stay_in_float32(monkeypatch):
     with pytest.warns(RuntimeWarning, match="stay in float32"), matmul_precision("bfloat16"):
         a = np.full((2, 2), 1.001, np.float32)
         np.testing.assert_array_equal(matmul(a, a), np.full((2, 2), 2 * np.float32(1.001) ** 2, np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        matmul_precision("float32")
 
 
 def test_errors_say_what_came():
