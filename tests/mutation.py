@@ -68,7 +68,7 @@ PROOFS = {
 # Kernel files without a test file of their own name, or with more than one.
 OTHERS = {
     "arrays": "arrays", "ir": "ir matmul attention bfloat16 mlp", "matrix": "matmul bfloat16",
-    "tasks": "matmul attention", "bfloat16": "bfloat16 mlp attention", "matmul": "matmul mlp",
+    "tasks": "matmul attention", "bfloat16": "bfloat16 mlp attention", "matmul": "matmul mlp bfloat16",
     "attention_parts": "attention", "attention_vectors": "attention", "attention_bfloat16": "attention",
     "epilogue": "mlp",
     "special": "", "elementary": "elementary softmax activation",
@@ -97,7 +97,8 @@ RAISES = re.compile(
     r"|ReplaceComparisonOperator_(Lt|LtE|Gt|GtE|Eq|NotEq)_(Is|IsNot|In|NotIn)|RemoveDecorator|ExceptionReplacer)$"
 )
 
-NO_RULE = re.compile(r"samples?$|space$|_pairs|_apart|_samples|_space|examples$|^plan$|fetch")  # who does what when
+# The last ones say who does what when.
+NO_RULE = re.compile(r"samples?$|space$|_pairs|_apart|_samples|_space|examples$|^plan$|^prefetch$|^fetch_soon$")
 NO_VALUE = {"domain", "fresh", "__all__", "kinks", "_SHAPES"}
 # How much of an array is worked on at a time: any size gives the same numbers, at another speed.
 NO_VALUE |= {"GRAIN", "CHUNK_BYTES", "PARTIALS", "QUERIES", "KEYS", "FEW", "DEPTH", "WIDTH", "GROUP", "SMALL", "APART"}
@@ -245,7 +246,7 @@ def meaningless(source: str) -> list[tuple[tuple[int, int], tuple[int, int], str
                     leave_out(argument if isinstance(argument, ast.UnaryOp) else None, "NumberReplacer|Invert")
             if getattr(node.func, "id", "") == "rows_per_chunk":  # any number of rows gives the same numbers
                 leave_out(node)
-            if getattr(node.func, "id", "") == "fetch_soon":  # changes speed only
+            if getattr(node.func, "id", getattr(node.func, "attr", "")) in ("fetch_soon", "prefetch"):  # speed only
                 leave_out(node)
             if getattr(node.func, "id", "") == "prange":
                 leave_out(node, "^(?!.*OffByOne)")  # more chunks than there are find nothing to do
