@@ -68,7 +68,7 @@ PROOFS = {
 # Kernel files without a test file of their own name, or with more than one.
 OTHERS = {
     "arrays": "arrays", "ir": "ir matmul attention bfloat16 mlp", "matrix": "matmul bfloat16",
-    "tasks": "matmul attention", "bfloat16": "bfloat16 mlp attention", "matmul": "matmul mlp bfloat16",
+    "tasks": "tasks matmul attention", "bfloat16": "bfloat16 mlp attention", "matmul": "matmul mlp bfloat16",
     "attention_parts": "attention", "attention_vectors": "attention", "attention_bfloat16": "attention",
     "epilogue": "mlp",
     "special": "", "elementary": "elementary softmax activation",
