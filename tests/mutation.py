@@ -104,7 +104,8 @@ NO_VALUE = {"domain", "fresh", "__all__", "kinks", "_SHAPES"}
 NO_VALUE |= {"GRAIN", "CHUNK_BYTES", "PARTIALS", "QUERIES", "KEYS", "FEW", "DEPTH", "WIDTH", "GROUP", "SMALL", "APART"}
 NO_VALUE |= {"DOTS", "UNROLL", "VECTOR_TASK", "VECTOR_UNIT", "TASKS", "ROWS_OF_PART", "step"}
 NO_VALUE |= {"CLOCKS_TILE", "CLOCKS_PACK", "CLOCKS_PACK_A", "CLOCKS_PACK_B"}
-NO_OPTION = {"copy", "strict", "likely"}  # what need not be copied, does not differ in length, or decides about speed
+NO_OPTION = {"copy", "strict"}  # what need not be copied, or does not differ in length
+NO_OPTION |= {"likely", "inline"}  # what decides about speed
 
 
 # -- which mutants -----------------------------------------------------------------------------------------------------

@@ -270,9 +270,10 @@ def test_tiles_need_their_instructions_and_the_systems_permission(
 
 def test_where_tiles_are_denied_products_stay_in_float32(monkeypatch):
     monkeypatch.setattr(bfloat16, "amx_available", lambda: False)
-    with pytest.warns(RuntimeWarning, match="stay in float32"), matmul_precision("bfloat16"):
+    with pytest.warns(RuntimeWarning, match="stay in float32") as warned, matmul_precision("bfloat16"):
         a = np.full((2, 2), 1.001, np.float32)
         np.testing.assert_array_equal(matmul(a, a), np.full((2, 2), 2 * np.float32(1.001) ** 2, np.float32))
+    assert [warning.filename for warning in warned] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         matmul_precision("float32")
