@@ -14,6 +14,7 @@ from autograd.kernels import bfloat16
 from autograd.kernels.bfloat16 import (
     amx_available,
     matmul_bf16,
+    matmul_narrow,
     matmul_precision,
     round_to_bfloat16,
     rounded_product,
@@ -43,6 +44,11 @@ def compiled():
 
 def normal(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32)
+
+
+def bits(x):
+    """float32 → bfloat16, as uint16."""
+    return (round_to_bfloat16(x).view(np.uint32) >> 16).astype(np.uint16)
 
 
 def check(a, b, result, *starts):
@@ -198,6 +204,17 @@ def test_nothing_is_read_or_written_beyond_the_operands(shape):
 
 
 @pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
+@pytest.mark.parametrize("shape", [(17, 64, 35), (33, 96, 17), (49, 33, 3)], ids=str)
+def test_nothing_is_read_beyond_operands_that_are_bfloat16_already(shape):
+    M, K, N = shape
+    rng = np.random.default_rng(9)
+    a, b = normal(rng, M, K), normal(rng, K, N)
+    for orders in itertools.product("CF", repeat=2):
+        narrow = [at_the_end_of_memory(bits(x), order) for x, order in zip((a, b), orders, strict=True)]
+        np.testing.assert_array_equal(matmul_narrow(*narrow), matmul_bf16(a, b))
+
+
+@pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
 @pytest.mark.parametrize("rounds", [False, True])
 @pytest.mark.parametrize(
     ("M", "K", "N"), [(130, 512, 1200), (700, 6144, 513), (60, 5000, 1100), (33, bfloat16.LONGEST, 70)]
@@ -205,9 +222,7 @@ def test_nothing_is_read_or_written_beyond_the_operands(shape):
 def test_a_workspace_is_as_large_as_what_is_laid_out_in_it(M, K, N, rounds):
     rng = np.random.default_rng(7)
     a, b = normal(rng, M, K), normal(rng, K, N)
-    expected = matmul_bf16(a, b)
-    if rounds:
-        expected = (round_to_bfloat16(expected).view(np.uint32) >> 16).astype(np.uint16)
+    expected = bits(matmul_bf16(a, b)) if rounds else matmul_bf16(a, b)
     product, multiply = bfloat16._product(np.float32, np.float32), rounded_product if rounds else matmul_bf16
     size, zeros = bfloat16.WORKSPACE, bfloat16.WIDEST
     result, used = in_guarded_workspace(product, size, zeros, lambda: multiply(a, b))
