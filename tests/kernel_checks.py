@@ -1,9 +1,14 @@
 """What the tests of kernels share: arrays of all kinds, and the yardstick."""
 
+import ctypes
+import mmap
+
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 from autograd.kernels.jit import num_threads, set_num_threads
+from autograd.kernels.tasks import queues
 
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64)]
 PRECISE = {DTYPES[0]: np.float64, DTYPES[1]: np.longdouble}
@@ -33,6 +38,31 @@ def layouts(draw, array):
         array = array.copy()
         array.flags.writeable = False
     return array
+
+
+# Of two or more axes, and those of them that can be written to.
+LAYOUTS = ["C", "F", "every other", "reversed", "same row", "same column", "inside"]
+TARGETS = ["C", "F", "every other", "inside"]
+
+
+def laid_out(array, layout):
+    """The same numbers (for "same …": numbers of the same shape) with other strides."""
+    *batch, rows, columns = array.shape
+    if layout == "F":
+        return np.ascontiguousarray(array.swapaxes(-1, -2)).swapaxes(-1, -2)
+    if layout == "every other":
+        return np.repeat(np.repeat(array, 2, axis=-1), 3, axis=-2)[..., ::3, ::2]
+    if layout == "reversed":
+        return np.ascontiguousarray(array[..., ::-1, ::-1])[..., ::-1, ::-1]
+    if layout == "same row":
+        return np.broadcast_to(array[..., :1, :], array.shape) if rows else array
+    if layout == "same column":
+        return np.broadcast_to(array[..., :1], array.shape) if columns else array
+    if layout == "inside":
+        padded = np.full((*batch, rows + 2, columns + 3), np.nan, array.dtype)
+        padded[..., 1 : rows + 1, 2 : columns + 2] = array
+        return padded[..., 1 : rows + 1, 2 : columns + 2]
+    return np.ascontiguousarray(array)
 
 
 @st.composite
@@ -78,3 +108,50 @@ def same_bits_for_any_threads(function, *arguments):
     for a, b in zip(as_tuple(one), as_tuple(many), strict=True):
         assert a.tobytes() == b.tobytes()
     return many
+
+
+def in_guarded_workspace(product, size, zeros, multiply):
+    """multiply() on one thread, in a workspace of `size` numbers, of which the first few must be 0, and stay so.
+
+    What else it held before must not matter, and nothing behind it be touched. Returns the result and how many of its
+    numbers were used.
+    """
+    usual = product._new_workspace()[1]
+    assert 0 <= usual.shape[1] - size < 4096 // usual.itemsize and usual.ctypes.data % 64 == 0
+    memory = np.full((1, size + (1 << 16)), 7, product.dtype)
+    memory[:, :zeros], memory[:, zeros:size] = 0, np.nan
+    product._free.append((queues(1), memory))
+    result = multiply()
+    assert product._free.pop()[1] is memory
+    assert (memory[:, :zeros] == 0).all() and (memory[:, size:] == 7).all()
+    return result, 1 + np.flatnonzero(~np.isnan(memory[0, :size]))[-1]
+
+
+def at_the_end_of_memory(x, order="C"):
+    """A copy behind which no memory is: to read or write beyond it ends the process."""
+    page = mmap.PAGESIZE
+    size = -(-x.nbytes // page) * page
+    memory = mmap.mmap(-1, size + page)
+    wall = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + size
+    try:
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(wall), ctypes.c_size_t(page), 0) == 0
+    except (AttributeError, TypeError):
+        pytest.skip("memory is protected by mprotect, which this system does not have")
+    placed = np.frombuffer(memory, x.dtype, x.size, size - x.nbytes).reshape(x.shape, order=order)
+    placed[...] = x
+    return placed
+
+
+def refuses_broken_strides(multiply):
+    """Rows or columns that begin inside a number are an error, whichever of `matmul`'s arrays they belong to."""
+
+    def broken(rows, columns):
+        packed = lambda n, m: np.zeros(n, np.dtype([("flag", "i1"), ("x", "f4", (m,))]))["x"]
+        return packed(rows, columns), packed(columns, rows).T
+
+    a, b = np.zeros((2, 3), np.float32), np.zeros((3, 4), np.float32)
+    calls = [((x, b), {}) for x in broken(2, 3)] + [((a, x), {}) for x in broken(3, 4)]
+    calls += [((a, b), {"out": x}) for x in broken(2, 4)] + [((a, b), {"bias": broken(4, 2)[0][:, 0]})]
+    for arrays, options in calls:
+        with pytest.raises(ValueError, match="strides"):
+            multiply(*arrays, **options)

@@ -60,7 +60,8 @@ PROOFS = {
     "activation": "gelu silu swiglu", "attention": "attention causal_self_attention",
     "attention_vectors": "attention causal_self_attention", "attention_parts": "attention causal_self_attention",
     "cross_entropy": "cross_entropy linear_cross_entropy", "elementary": "gelu silu softmax", "embedding": "embedding",
-    "norm": "layer_norm rms_norm", "mlp": "mlp", "epilogue": "mlp", "random": "dropout", "rotary": "rotary_embedding",
+    "norm": "layer_norm rms_norm", "mlp": "mlp", "epilogue": "mlp", "split": "linear matmul",
+    "random": "dropout", "rotary": "rotary_embedding",
     "multi_head": "causal_self_attention multi_head_attention",
     "softmax": "softmax log_softmax",
     "special": "erf", "matmul": "linear matmul", "matrix": "linear matmul", "sums": "add",
@@ -68,7 +69,8 @@ PROOFS = {
 # Kernel files without a test file of their own name, or with more than one.
 OTHERS = {
     "arrays": "arrays", "ir": "ir matmul attention bfloat16 mlp", "matrix": "matmul bfloat16",
-    "tasks": "matmul attention", "bfloat16": "bfloat16 mlp attention", "matmul": "matmul mlp",
+    "tasks": "tasks matmul attention", "bfloat16": "bfloat16 mlp attention", "matmul": "matmul mlp bfloat16",
+    "split": "split matmul mlp",
     "attention_parts": "attention", "attention_vectors": "attention", "attention_bfloat16": "attention",
     "epilogue": "mlp",
     "special": "", "elementary": "elementary softmax activation",
@@ -97,13 +99,15 @@ RAISES = re.compile(
     r"|ReplaceComparisonOperator_(Lt|LtE|Gt|GtE|Eq|NotEq)_(Is|IsNot|In|NotIn)|RemoveDecorator|ExceptionReplacer)$"
 )
 
-NO_RULE = re.compile(r"samples?$|space$|_pairs|_apart|_samples|_space|examples$|^plan$|fetch")  # who does what when
+# The last ones say who does what when.
+NO_RULE = re.compile(r"samples?$|space$|_pairs|_apart|_samples|_space|examples$|^plan$|^prefetch$|^fetch_soon$")
 NO_VALUE = {"domain", "fresh", "__all__", "kinks", "_SHAPES"}
 # How much of an array is worked on at a time: any size gives the same numbers, at another speed.
 NO_VALUE |= {"GRAIN", "CHUNK_BYTES", "PARTIALS", "QUERIES", "KEYS", "FEW", "DEPTH", "WIDTH", "GROUP", "SMALL", "APART"}
 NO_VALUE |= {"DOTS", "UNROLL", "VECTOR_TASK", "VECTOR_UNIT", "TASKS", "ROWS_OF_PART", "step"}
 NO_VALUE |= {"CLOCKS_TILE", "CLOCKS_PACK", "CLOCKS_PACK_A", "CLOCKS_PACK_B"}
-NO_OPTION = {"copy", "strict", "likely"}  # what need not be copied, does not differ in length, or decides about speed
+NO_OPTION = {"copy", "strict"}  # what need not be copied, or does not differ in length
+NO_OPTION |= {"likely", "inline"}  # what decides about speed
 
 
 # -- which mutants -----------------------------------------------------------------------------------------------------
@@ -245,7 +249,7 @@ def meaningless(source: str) -> list[tuple[tuple[int, int], tuple[int, int], str
                     leave_out(argument if isinstance(argument, ast.UnaryOp) else None, "NumberReplacer|Invert")
             if getattr(node.func, "id", "") == "rows_per_chunk":  # any number of rows gives the same numbers
                 leave_out(node)
-            if getattr(node.func, "id", "") == "fetch_soon":  # changes speed only
+            if getattr(node.func, "id", getattr(node.func, "attr", "")) in ("fetch_soon", "prefetch"):  # speed only
                 leave_out(node)
             if getattr(node.func, "id", "") == "prange":
                 leave_out(node, "^(?!.*OffByOne)")  # more chunks than there are find nothing to do
@@ -346,7 +350,7 @@ def warm_up() -> None:
     """Import what every mutant needs and none changes, and no thread."""
     os.chdir(ROOT)
     os.environ |= {"HYPOTHESIS_PROFILE": "mutation", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    os.environ |= {"OMP_WAIT_POLICY": "passive"}  # mutants share the processors
+    os.environ |= {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}  # mutants share the processors
     os.environ.setdefault("NUMBA_NUM_THREADS", "2")
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     import cosmic_ray.plugins

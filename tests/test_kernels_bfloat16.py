@@ -1,6 +1,8 @@
 """bfloat16 products against their definition: round to bfloat16, multiply exactly, sum in float32."""
 
+import itertools
 import types
+import warnings
 
 import numba
 import numpy as np
@@ -9,15 +11,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autograd.kernels import bfloat16
-from autograd.kernels.bfloat16 import amx_available, matmul_bf16, matmul_precision, round_to_bfloat16
+from autograd.kernels.bfloat16 import (
+    amx_available,
+    matmul_bf16,
+    matmul_narrow,
+    matmul_precision,
+    round_to_bfloat16,
+    rounded_product,
+)
 from autograd.kernels.jit import num_threads, set_num_threads
 from autograd.kernels.matmul import NOTHING, matmul
 from autograd.kernels.tasks import share
+from tests.kernel_checks import (
+    LAYOUTS,
+    TARGETS,
+    at_the_end_of_memory,
+    in_guarded_workspace,
+    laid_out,
+    refuses_broken_strides,
+)
 
 # none, one, the tiles (16, 32), the group of rows (128), the blocks of the sum and of columns (512)
 sizes = st.sampled_from([0, 1, 2, 15, 16, 17, 31, 32, 33, 64, 65, 96, 130, 161])
 long_sizes = sizes | st.sampled_from([384, 511, 513, 560, 1030])
-layouts = st.sampled_from(["C", "F", "every other"])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -26,16 +42,13 @@ def compiled():
     matmul_bf16(np.ones((2, 2), np.float32), np.ones((2, 2), np.float32))
 
 
-def laid_out(array, layout):
-    if layout == "F":
-        return np.asfortranarray(array)
-    if layout == "every other":
-        return np.repeat(np.repeat(array, 2, axis=-1), 3, axis=-2)[::3, ::2]
-    return array
-
-
 def normal(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32)
+
+
+def bits(x):
+    """float32 → bfloat16, as uint16."""
+    return (round_to_bfloat16(x).view(np.uint32) >> 16).astype(np.uint16)
 
 
 def check(a, b, result, *starts):
@@ -53,7 +66,7 @@ def check(a, b, result, *starts):
 @settings(max_examples=100)
 @given(
     shape=st.tuples(sizes.filter(lambda n: n != 1), long_sizes, long_sizes.filter(lambda n: n != 1)),
-    layouts=st.tuples(layouts, layouts, layouts),
+    layouts=st.tuples(*map(st.sampled_from, (LAYOUTS, LAYOUTS, TARGETS))),
     biased=st.booleans(),
     accumulate=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
@@ -178,6 +191,45 @@ def test_blocks_that_are_packed_at_a_time_fit_into_the_workspace(K, M, N):
         assert (last - begin + -(-depth // 32) * 32) * wide <= bfloat16.B_NUMBERS
 
 
+@pytest.mark.parametrize("shape", [(17, 33, 35), (33, 64, 47), (2, 2, 3), (49, 545, 16)], ids=str)
+def test_nothing_is_read_or_written_beyond_the_operands(shape):
+    M, K, N = shape
+    rng = np.random.default_rng(8)
+    numbers = [normal(rng, *shape) for shape in ((M, K), (K, N), (N,), (M, N))]
+    for orders in itertools.product("CF", repeat=3):
+        a, b, out = (at_the_end_of_memory(x, order) for x, order in zip(numbers[:2] + numbers[3:], orders, strict=True))
+        bias = at_the_end_of_memory(numbers[2])
+        check(a, b, matmul_bf16(a, b, out=out, accumulate=True), numbers[3])
+        check(a, b, matmul_bf16(a, b, bias=bias, out=out), bias)
+
+
+@pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
+@pytest.mark.parametrize("shape", [(17, 64, 35), (33, 96, 17), (49, 33, 3)], ids=str)
+def test_nothing_is_read_beyond_operands_that_are_bfloat16_already(shape):
+    M, K, N = shape
+    rng = np.random.default_rng(9)
+    a, b = normal(rng, M, K), normal(rng, K, N)
+    for orders in itertools.product("CF", repeat=2):
+        narrow = [at_the_end_of_memory(bits(x), order) for x, order in zip((a, b), orders, strict=True)]
+        np.testing.assert_array_equal(matmul_narrow(*narrow), matmul_bf16(a, b))
+
+
+@pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
+@pytest.mark.parametrize("rounds", [False, True])
+@pytest.mark.parametrize(
+    ("M", "K", "N"), [(130, 512, 1200), (700, 6144, 513), (60, 5000, 1100), (33, bfloat16.LONGEST, 70)]
+)
+def test_a_workspace_is_as_large_as_what_is_laid_out_in_it(M, K, N, rounds):
+    rng = np.random.default_rng(7)
+    a, b = normal(rng, M, K), normal(rng, K, N)
+    expected = bits(matmul_bf16(a, b)) if rounds else matmul_bf16(a, b)
+    product, multiply = bfloat16._product(np.float32, np.float32), rounded_product if rounds else matmul_bf16
+    size, zeros = bfloat16.WORKSPACE, bfloat16.WIDEST
+    result, used = in_guarded_workspace(product, size, zeros, lambda: multiply(a, b))
+    np.testing.assert_array_equal(result, expected)
+    assert used == size or K > bfloat16.DEPTH  # longer sums are packed in blocks that need not fill it
+
+
 @pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
 def test_narrow_products_are_those_that_are_rounded():
     single, double = (np.ones((2, bfloat16.LONGEST), dtype) for dtype in (np.float32, np.float64))
@@ -197,16 +249,49 @@ def test_without_amx_the_rounded_operands_are_multiplied_in_float32(monkeypatch)
     check(a, b, matmul_bf16(a, b, bias=bias), bias)
 
 
-def test_a_system_that_denies_the_tiles_is_no_error(monkeypatch):
-    """The permission is asked for through libc's `syscall`; here it answers as a sandbox does."""
-    libc = types.SimpleNamespace(syscall=lambda *arguments: -1)
-    monkeypatch.setattr(bfloat16.ctypes, "CDLL", lambda name: libc)
-    denied = amx_available.__wrapped__()
-    assert denied is False
-    monkeypatch.setattr(bfloat16, "amx_available", lambda: denied)
-    with pytest.warns(RuntimeWarning, match="stay in float32"), matmul_precision("bfloat16"):
+TILES = {"amx-tile", "amx-bf16", "avx512bf16", "avx512bw"}
+
+
+@pytest.mark.parametrize(
+    ("features", "system", "machine", "permitted", "expected"),
+    [
+        (TILES, "linux", "x86_64", True, True),
+        *((TILES - {lacking}, "linux", "x86_64", True, False) for lacking in sorted(TILES)),
+        (TILES, "darwin", "x86_64", True, False),
+        (TILES, "linux", "aarch64", True, False),
+        (TILES, "linux", "zarch", True, False),
+        (TILES, "linux", "x86_64", False, False),
+        (TILES, "linux", "x86_64", None, False),
+    ],
+)
+def test_tiles_need_their_instructions_and_the_systems_permission(
+    monkeypatch, features, system, machine, permitted, expected
+):
+    """The permission is asked for through libc's `syscall`; here it answers as Linux does, as a sandbox, or not."""
+    requests = []
+
+    def library(name):
+        if permitted is None:
+            raise OSError("there is no such library")
+        return types.SimpleNamespace(syscall=lambda *arguments: requests.append(arguments) or -(not permitted))
+
+    monkeypatch.setattr(bfloat16, "has", lambda *names: features.issuperset(names))
+    monkeypatch.setattr(bfloat16.sys, "platform", system)
+    monkeypatch.setattr(bfloat16.platform, "machine", lambda: machine)
+    monkeypatch.setattr(bfloat16.ctypes, "CDLL", library)
+    assert amx_available.__wrapped__() is expected
+    assert not requests or requests == [(158, 0x1023, 18)]  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+
+
+def test_where_tiles_are_denied_products_stay_in_float32(monkeypatch):
+    monkeypatch.setattr(bfloat16, "amx_available", lambda: False)
+    with pytest.warns(RuntimeWarning, match="stay in float32") as warned, matmul_precision("bfloat16"):
         a = np.full((2, 2), 1.001, np.float32)
         np.testing.assert_array_equal(matmul(a, a), np.full((2, 2), 2 * np.float32(1.001) ** 2, np.float32))
+    assert [warning.filename for warning in warned] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        matmul_precision("float32")
 
 
 def test_errors_say_what_came():
@@ -218,3 +303,8 @@ def test_errors_say_what_came():
         matmul_bf16(np.ones((2, 3), np.float32), np.ones(3, np.float32))
     with pytest.raises(ValueError, match=r"\(3,\)"):
         matmul_bf16(np.ones(3, np.float32), np.ones((3, 2), np.float32))
+
+
+@pytest.mark.skipif(not amx_available(), reason="without bfloat16 tiles the operands are copied")
+def test_strides_that_break_numbers_are_refused():
+    refuses_broken_strides(matmul_bf16)

@@ -1,5 +1,6 @@
 """matmul against a reference of higher precision, over shapes, strides, threads and processors."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -11,12 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autograd.kernels import matmul as module
 from autograd.kernels.bfloat16 import amx_available
 from autograd.kernels.jit import num_threads, set_num_threads
 from autograd.kernels.matmul import allow_tiles, matmul
+from tests.kernel_checks import (
+    LAYOUTS,
+    TARGETS,
+    at_the_end_of_memory,
+    in_guarded_workspace,
+    laid_out,
+    refuses_broken_strides,
+)
 
 PRECISE = {np.dtype(np.float32): np.float64, np.dtype(np.float64): np.longdouble}
-LAYOUTS = ["C", "F", "every other", "reversed", "same row", "same column", "inside"]
 
 # The sizes at which something changes: none, one, the tile (14 × 32, 6 × 16) and its neighbours, a group of
 # panels (112), a block of columns (512), a block of the sum (384).
@@ -40,26 +49,6 @@ def program(request):
     allow_tiles(True)
 
 
-def laid_out(array, layout):
-    """The same numbers (for "same …": numbers of the same shape) with other strides."""
-    *batch, rows, columns = array.shape
-    if layout == "F":
-        return np.ascontiguousarray(array.swapaxes(-1, -2)).swapaxes(-1, -2)
-    if layout == "every other":
-        return np.repeat(np.repeat(array, 2, axis=-1), 3, axis=-2)[..., ::3, ::2]
-    if layout == "reversed":
-        return np.ascontiguousarray(array[..., ::-1, ::-1])[..., ::-1, ::-1]
-    if layout == "same row":
-        return np.broadcast_to(array[..., :1, :], array.shape) if rows else array
-    if layout == "same column":
-        return np.broadcast_to(array[..., :1], array.shape) if columns else array
-    if layout == "inside":
-        padded = np.full((*batch, rows + 2, columns + 3), np.nan, array.dtype)
-        padded[..., 1 : rows + 1, 2 : columns + 2] = array
-        return padded[..., 1 : rows + 1, 2 : columns + 2]
-    return np.ascontiguousarray(array)
-
-
 def check(a, b, result, *starts):
     """Every way to sum K products and some starts in floating point errs by at most (K + starts)·eps·Σ|terms|."""
     precise = PRECISE[a.dtype]
@@ -78,7 +67,7 @@ def normal(rng, shape, dtype):
 @given(
     shape=st.tuples(sizes, long_sizes, long_sizes) | st.tuples(long_sizes, sizes, sizes),
     dtype=st.sampled_from(["float32", "float64"]),
-    layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 2, st.sampled_from(["new", "C", "F", "every other", "inside"])),
+    layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 2, st.sampled_from(["new", *TARGETS])),
     biased=st.booleans(),
     accumulate=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
@@ -184,6 +173,35 @@ def test_many_callers_at_once():
                 np.testing.assert_array_equal(result, right)
 
 
+@pytest.mark.parametrize("dtype", PRECISE, ids=str)
+@pytest.mark.parametrize("layout", ["C", "F"])
+def test_a_workspace_is_as_large_as_what_is_laid_out_in_it(dtype, layout):
+    lanes = module.host().vector_bytes // dtype.itemsize
+    size, zeros = module._workspace_size(lanes), module.WIDTH * lanes
+    rng = np.random.default_rng(4)
+    a = laid_out(normal(rng, (module.GROUP + 3, 2 * module.DEPTH), dtype), layout)
+    b = laid_out(normal(rng, (2 * module.DEPTH, zeros + 3), dtype), layout)
+    product = module.product_of(dtype)
+    multiply = lambda: module.multiply_with(product, a, b, None, None, False)
+    result, used = in_guarded_workspace(product, size, zeros, multiply)
+    np.testing.assert_array_equal(result, multiply())
+    assert used == size
+
+
+@pytest.mark.parametrize("dtype", PRECISE, ids=str)
+@pytest.mark.parametrize("shape", [(17, 33, 35), (115, 385, 33), (1, 37, 131), (131, 37, 1), (3, 2, 3)], ids=str)
+def test_nothing_is_read_or_written_beyond_the_operands(shape, dtype):
+    M, K, N = shape
+    rng = np.random.default_rng(5)
+    numbers = [normal(rng, shape, dtype) for shape in ((M, K), (K, N), N, (M, N))]
+    expected = matmul(*numbers[:2]) + numbers[3]
+    for orders in itertools.product("CF", repeat=3):
+        a, b, out = (at_the_end_of_memory(x, order) for x, order in zip(numbers[:2] + numbers[3:], orders, strict=True))
+        bias = at_the_end_of_memory(numbers[2])
+        np.testing.assert_allclose(matmul(a, b, out=out, accumulate=True), expected, rtol=1e-4, atol=1e-4)
+        check(a, b, matmul(a, b, bias=bias, out=out), bias)
+
+
 def test_errors_say_what_came():
     f32, f64 = np.ones((2, 3), np.float32), np.ones((3, 2))
     with pytest.raises(TypeError, match=r"int64"):
@@ -206,9 +224,10 @@ def test_errors_say_what_came():
         matmul(f32, f32.T, accumulate=True)
     with pytest.raises(ValueError, match="read-only"):
         matmul(f32, f32.T, out=np.broadcast_to(np.float32(0), (2, 2)))
-    packed = np.zeros((2, 2), np.dtype([("flag", "i1"), ("x", "f4")]))
-    with pytest.raises(ValueError, match="strides"):
-        matmul(packed["x"], np.ones((2, 2), np.float32))
+
+
+def test_strides_that_break_numbers_are_refused():
+    refuses_broken_strides(matmul)
 
 
 SMALLER_PROCESSOR = """

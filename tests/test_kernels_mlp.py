@@ -131,13 +131,15 @@ def test_operands_that_are_bfloat16_already_give_the_same_bits(shape, narrow_a, 
 @settings(max_examples=60)
 @given(
     M=st.sampled_from([2, 31, 32, 64, 128, 130, 160, 288]), K=st.sampled_from([32, 64, 96, 512, 544, 1024, 1056, 1600]),
-    N=st.sampled_from([2, 32, 33, 544]), room=st.sampled_from([0, 32, 40]), seed=seeds,
+    N=st.sampled_from([2, 32, 33, 544]), room=st.sampled_from([0, 32, 40]), transposed=st.booleans(), seed=seeds,
 )  # fmt: skip
-def test_rows_that_begin_with_lines_of_the_cache_are_not_packed_and_give_the_same_bits(M, K, N, room, seed):
+def test_rows_that_begin_with_lines_of_the_cache_are_not_packed_and_give_the_same_bits(M, K, N, room, transposed, seed):
     a, b = narrow(numbers((M, K), "float32", seed)), numbers((K, N), "float32", seed + 1)
-    memory = np.zeros(M * (K + room) + 64, np.uint16)
+    rows, columns = (K, M) if transposed else (M, K)
+    memory = np.zeros(rows * (columns + room) + 64, np.uint16)
     first = -memory.ctypes.data % 64 // 2
-    placed, shifted = (memory[i : i + M * (K + room)].reshape(M, -1)[:, :K] for i in (first, first + 8))
+    both = [memory[i : i + rows * (columns + room)].reshape(rows, -1)[:, :columns] for i in (first, first + 8)]
+    placed, shifted = (x.T for x in both) if transposed else both
     placed[...] = a
     expected = matmul_narrow(placed, b)
     shifted[...] = a

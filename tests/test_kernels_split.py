@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autograd.kernels import split
 from autograd.kernels.bfloat16 import amx_available
 from autograd.kernels.matmul import allow_tiles, matmul
+from tests.kernel_checks import in_guarded_workspace, laid_out
 
 pytestmark = pytest.mark.skipif(not amx_available(), reason="the processor has no AMX, or the system keeps it back")
 
@@ -91,3 +93,13 @@ def test_of_the_smallest_numbers_only_digits_below_the_normal_ones_are_lost(M, K
     exact, terms = a.astype(np.float64) @ b.astype(np.float64), abs(a).astype(np.float64) @ abs(b).astype(np.float64)
     lost = 2.0**-125 * (abs(a).sum(axis=1, keepdims=True) + abs(b).sum(axis=0) + K)
     assert (abs(matmul(a, b) - exact) <= (K + 1) * EPS * terms + lost).all()
+
+
+@pytest.mark.parametrize("layout", ["C", "F", "every other"])
+def test_a_workspace_is_as_large_as_what_is_laid_out_in_it(layout):
+    rng = np.random.default_rng(4)
+    a = laid_out(rng.standard_normal((split.GROUP + 3, 2 * split.DEPTH), np.float32), layout)
+    b = laid_out(rng.standard_normal((2 * split.DEPTH, split.WIDTH + 3), np.float32), layout)
+    result, used = in_guarded_workspace(split.split_product(), split.WORKSPACE, split.WIDTH, lambda: matmul(a, b))
+    np.testing.assert_array_equal(result, matmul(a, b))
+    assert used == split.WORKSPACE

@@ -419,8 +419,8 @@ class Product:
         return done
 
     def _new_workspace(self) -> tuple[np.ndarray, np.ndarray]:
-        threads, line = numba.config.NUMBA_NUM_THREADS, 1024  # panels begin with lines of the cache
-        memory = empty((threads, -(-self._workspace_size // line) * line), self.dtype)
+        threads, page = numba.config.NUMBA_NUM_THREADS, 4096 // self.dtype.itemsize
+        memory = empty((threads, -(-self._workspace_size // page) * page), self.dtype)
         memory[...] = 0
         return queues(threads), memory
 
