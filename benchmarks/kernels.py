@@ -4,7 +4,8 @@
     python -m benchmarks kernels attention --rounds 9
     python -m benchmarks kernels --json kernels.json
 
-Groups: `matmul` in float32 (peer: NumPy's OpenBLAS), `bfloat16` (peer: PyTorch's oneDNN on bfloat16 tensors, which read
+Groups: `matmul` in float32, on AMX tiles where there are any, and `vectors`, without them (peer: NumPy's OpenBLAS; the
+peak is that of vectors, which tiles can pass), `bfloat16` (peer: PyTorch's oneDNN on bfloat16 tensors, which read
 and write half the bytes of our float32 arrays) and `narrow` (the same peer, and ours on bfloat16 arrays, too: results
 rounded to it as the peer's, except weight gradients, which AdamW wants in float32), each over the products of the
 models, forward and backward;
@@ -36,8 +37,8 @@ LAYERS = [
 ]
 ATTENTION = [(4, 6, T, D) for T in (64, 256, 1024) for D in (32, 64)]  # B, H, T, D
 REST = ["gelu", "gelu exact", "layer_norm", "softmax", "cross_entropy", "adamw"]
-GROUPS = ["matmul", "bfloat16", "narrow", "attention", "attention16", "rest"]
-PEERS = dict.fromkeys(GROUPS, "torch") | {"matmul": "numpy"}
+GROUPS = ["matmul", "vectors", "bfloat16", "narrow", "attention", "attention16", "rest"]
+PEERS = dict.fromkeys(GROUPS, "torch") | {"matmul": "numpy", "vectors": "numpy"}
 
 Case = tuple[str, float, Callable[[], object]]  # name, FLOPs (0: not counted), what is timed
 
@@ -134,9 +135,10 @@ def _product(library: str, group: str, layout: str, a: np.ndarray, b: np.ndarray
         out16 = torch.empty(out.shape, dtype=torch.bfloat16)
         return lambda: torch.mm(a16, b16, out=out16)
     from autograd.kernels.bfloat16 import matmul_bf16, matmul_narrow, round_to_bfloat16, rounded_product
-    from autograd.kernels.matmul import matmul
+    from autograd.kernels.matmul import allow_tiles, matmul
     from autograd.kernels.memory import empty
 
+    allow_tiles(group != "vectors")
     if group == "narrow":
 
         def bits(x: np.ndarray) -> np.ndarray:

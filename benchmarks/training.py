@@ -4,11 +4,13 @@
     python -m benchmarks training gpt2 --rounds 3
     python -m benchmarks training tiny --arms groundup-float32 torch-float32 groundup-float32 --json tiny.json
 
-Arms: ours in float32 and bfloat16; PyTorch (the model of nanoGPT, its fused AdamW, scaled_dot_product_attention) eager
-in float32, compiled, under bfloat16 autocast, and in float32 with bfloat16 products ("medium"). All use two threads.
+Arms: ours in float32 (products on AMX tiles where there are any: `kernels/split.py`), in float32 on vectors only, and
+in bfloat16; PyTorch (the model of nanoGPT, its fused AdamW, scaled_dot_product_attention) eager in float32, compiled,
+under bfloat16 autocast, and in float32 with bfloat16 products ("medium"). All use two threads.
 Peak memory is the largest resident set of the process. An arm that is named twice shows what the noise alone does.
 MFU is the share of the measured peak (float32 units, or AMX for bfloat16) that the FLOPs of the model's formula make:
-what a kernel computes twice, or beyond the causal diagonal, does not count.
+what a kernel computes twice, or beyond the causal diagonal, does not count. float32 is measured by the peak of vectors,
+which tiles can pass.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ CONFIGS = {
     "baby": (16, 256, 6, 6, 384, 65, 5),
     "gpt2": (4, 64, 12, 12, 768, 50257, 5),
 }
-ARMS = ["groundup-float32", "torch-float32", "torch-compile", "groundup-bfloat16", "torch-bfloat16", "torch-medium"]
+ARMS = ["groundup-float32", "groundup-vectors", "torch-float32", "torch-compile", "groundup-bfloat16",
+        "torch-bfloat16", "torch-medium"]  # fmt: skip
 
 
 def main() -> int:
@@ -76,7 +79,8 @@ def measure(config: str, arms: list[str], rounds: int, threads: int, peaks: dict
     for arm, found in zip(arms, results, strict=True):
         times = [r["milliseconds"] for r in found]
         megabytes, faults = (statistics.median(r[key] for r in found) for key in ("megabytes", "faults_per_step"))
-        peak = peaks.get("float32" if arm.split("-")[1] in ("float32", "compile") else "bfloat16", peaks["float32"])
+        float32 = arm.split("-")[1] in ("float32", "vectors", "compile")
+        peak = peaks.get("float32" if float32 else "bfloat16", peaks["float32"])
         mfu = flops_of_a_step(config) / (statistics.median(times) / 1e3) / peak
         ratio = compare(base, times)
         print(f"{arm:<20}{statistics.median(times):>10.1f}{mfu:>6.0%}{megabytes:>9.0f}{faults:>8.0f}   {ratio}")
@@ -119,12 +123,16 @@ Step = Callable[[np.ndarray, np.ndarray], None]
 def groundup_step(config: str, precision: str) -> Step:
     """A step of ours, by the functions that train.py uses."""
     import autograd as ag
+    from autograd.kernels.matmul import allow_tiles
     from autograd.kernels.memory import keep_freed_memory
     from model import GPT, GPTConfig
     from nn.optim import AdamW, clip_scale, grad_norm
 
     _, T, n_layer, n_head, C, V, _ = CONFIGS[config]
     keep_freed_memory()
+    if precision == "vectors":
+        allow_tiles(False)
+        precision = "float32"
     ag.manual_seed(0)
     shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": C, "block_size": T, "vocab_size": V}
     model = GPT(GPTConfig(**shape, bias=False, dropout=0.0))
