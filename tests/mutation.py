@@ -104,7 +104,7 @@ NO_RULE = re.compile(r"samples?$|space$|_pairs|_apart|_samples|_space|examples$|
 NO_VALUE = {"domain", "fresh", "__all__", "kinks", "_SHAPES"}
 # How much of an array is worked on at a time: any size gives the same numbers, at another speed.
 NO_VALUE |= {"GRAIN", "CHUNK_BYTES", "PARTIALS", "QUERIES", "KEYS", "FEW", "DEPTH", "WIDTH", "GROUP", "SMALL", "APART"}
-NO_VALUE |= {"DOTS", "UNROLL", "VECTOR_TASK", "VECTOR_UNIT", "TASKS", "ROWS_OF_PART", "step"}
+NO_VALUE |= {"TILED", "DOTS", "UNROLL", "VECTOR_TASK", "VECTOR_UNIT", "TASKS", "ROWS_OF_PART", "step"}
 NO_VALUE |= {"CLOCKS_TILE", "CLOCKS_PACK", "CLOCKS_PACK_A", "CLOCKS_PACK_B"}
 NO_OPTION = {"copy", "strict"}  # what need not be copied, or does not differ in length
 NO_OPTION |= {"likely", "inline"}  # what decides about speed

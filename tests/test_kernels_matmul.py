@@ -35,18 +35,20 @@ long_sizes = sizes | st.sampled_from([255, 384, 385, 400, 515, 769])
 
 @pytest.fixture(autouse=True, scope="module", params=["vectors", "tiles"])
 def program(request):
-    """Every test runs with float32 multiplied on vectors, and on tiles where there are any.
+    """Every test runs with float32 multiplied on vectors, and on tiles, even small ones, where there are any.
 
     A kernel that does not compile fails here, once, and not in every example that Hypothesis tries.
     """
     if request.param == "tiles" and not amx_available():
         pytest.skip("float32 goes to tiles where the processor has AMX")
     allow_tiles(request.param == "tiles")
+    usual, module.TILED = module.TILED, 2
     for dtype in PRECISE:
         matmul(np.ones((1, 1), dtype), np.ones((1, 1), dtype))
         matmul(np.ones((2, 2), dtype), np.ones((2, 2), dtype))
     yield
     allow_tiles(True)
+    module.TILED = usual
 
 
 def check(a, b, result, *starts):

@@ -5,12 +5,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autograd.kernels import matmul as matmul_module
 from autograd.kernels import split
 from autograd.kernels.bfloat16 import amx_available
 from autograd.kernels.matmul import allow_tiles, matmul
 from tests.kernel_checks import in_guarded_workspace, laid_out
 
 pytestmark = pytest.mark.skipif(not amx_available(), reason="the processor has no AMX, or the system keeps it back")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def every_size():
+    """Small products, too: usually they go to vectors."""
+    usual, matmul_module.TILED = matmul_module.TILED, 2
+    yield
+    matmul_module.TILED = usual
+
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -37,6 +47,19 @@ def test_one_product_is_wrong_by_less_than_a_unit_in_the_last_place(x, y):
     a, b = np.full((2, 1), x), np.full((1, 2), y)
     exact = float(x) * float(y)
     assert (abs(matmul(a, b) - exact) <= EPS * abs(exact)).all()
+
+
+def test_what_is_small_stays_on_vectors(monkeypatch):
+    product_for, tiles = matmul_module.product_for, split.split_product()
+    monkeypatch.setattr(matmul_module, "TILED", 64)
+    zeros = lambda *shape: np.zeros(shape, np.float32)
+    for M, K, N, large in ((64, 32, 64, True), (63, 99, 99, False), (99, 99, 63, False), (99, 31, 99, False)):
+        a, b = zeros(M, K), zeros(K, N)
+        assert (product_for(a, b) is tiles) == large
+        assert (product_for(zeros(2, M, K), zeros(2, K, N)) is tiles) == large
+        assert product_for(a.astype(np.float64), b.astype(np.float64)) is not tiles
+    assert product_for(zeros(2, 32, 32), zeros(32, 64)) is tiles, "one tall matrix of 64 rows"
+    assert product_for(zeros(2, 32, 32), zeros(2, 32, 64)) is not tiles, "two of 32"
 
 
 @pytest.mark.parametrize("K", [64, 300, 1000])

@@ -87,6 +87,7 @@ CLOCKS_TILE, CLOCKS_PACK_A, CLOCKS_PACK_B = 14, 3, 6  # per k: 28 multiply-adds 
 SMALL = 2**18  # multiply-adds (about 3 µs) that aren't worth a second thread
 DOTS = 8  # that are computed side by side: enough to hide that a sum waits for the one before
 VECTOR_TASK = 2**15  # numbers of the matrix in one task of a product with a vector
+TILED = 64  # rows and columns of `out` from which on float32 goes to tiles, where packing is dearer
 VECTOR_UNIT = 64  # `out` is divided in multiples of this, of 8 times this where b's rows are contiguous
 
 
@@ -452,9 +453,12 @@ def allow_tiles(allowed: bool) -> None:
 
 
 def product_for(a: np.ndarray, b: np.ndarray) -> Product:
-    """The program that multiplies a by b: on tiles, where there are any and neither is a vector, else on vectors."""
-    if _tiles_allowed and a.dtype == np.float32 and a.shape[-2:-1] != (1,) and b.shape[-1:] != (1,):
-        return _on_tiles() or product_of(a.dtype)
+    """The program that multiplies a by b: on tiles, where there are any and enough to do for them, else on vectors."""
+    if _tiles_allowed and a.dtype == np.float32 and a.ndim > 1 and b.ndim > 1:
+        K, N = b.shape[-2:]
+        M = a.shape[-2] if b.ndim > 2 else a.size // max(K, 1)
+        if min(M, N, 2 * K) >= TILED:
+            return _on_tiles() or product_of(a.dtype)
     return product_of(a.dtype)
 
 

@@ -10,6 +10,8 @@ The three that are left out (m·l', l·m', l·l') are at most 2⁻²⁴·|x·y| 
 may cost. Sums are float32, as on vectors, but shorter: 16 terms at a time, which are then added. The result is
 closer to the true one than that of `matmul.py`. Six products of tiles take 384 clocks for 32 × 32 × 32, vectors 1024.
 
+Packing costs three times as much as for vectors, so small products stay there: `product_for` in `matmul.py` decides.
+
 What tiles cannot do: they take parts below 2⁻¹²⁶ for zero, so numbers below 2⁻¹¹⁰ lose digits, and they give NaN for
 infinite numbers, whose parts there are none of. Squares of `out` where that shows are computed number by number.
 
