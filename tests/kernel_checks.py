@@ -142,16 +142,19 @@ def at_the_end_of_memory(x, order="C"):
     return placed
 
 
+def packed(shape, fields):
+    """Zeros of float32: an array of this shape, each of whose elements is an array of shape `fields`, and a byte."""
+    return np.zeros(shape, np.dtype([("flag", "i1"), ("x", "f4", fields)]))["x"]
+
+
 def refuses_broken_strides(multiply):
-    """Rows or columns that begin inside a number are an error, whichever of `matmul`'s arrays they belong to."""
-
-    def broken(rows, columns):
-        packed = lambda n, m: np.zeros(n, np.dtype([("flag", "i1"), ("x", "f4", (m,))]))["x"]
-        return packed(rows, columns), packed(columns, rows).T
-
+    """An axis along which numbers begin inside each other is an error, whichever of `matmul`'s arrays it belongs to."""
     a, b = np.zeros((2, 3), np.float32), np.zeros((3, 4), np.float32)
-    calls = [((x, b), {}) for x in broken(2, 3)] + [((a, x), {}) for x in broken(3, 4)]
-    calls += [((a, b), {"out": x}) for x in broken(2, 4)] + [((a, b), {"bias": broken(4, 2)[0][:, 0]})]
+    both = lambda rows, columns: (packed(rows, columns), packed(columns, rows).T)
+    calls = [((x, b), {}) for x in both(2, 3)] + [((a, x), {}) for x in both(3, 4)]
+    calls += [((a, b), {"out": x}) for x in both(2, 4)] + [((a, b), {"bias": packed(4, 2)[:, 0]})]
+    stack = np.stack([a, a])
+    calls += [((packed(2, (2, 3)), b), {}), ((a, packed(2, (3, 4))), {}), ((stack, b), {"out": packed(2, (2, 4))})]
     for arrays, options in calls:
         with pytest.raises(ValueError, match="strides"):
             multiply(*arrays, **options)

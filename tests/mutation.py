@@ -505,7 +505,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="only the first so many of each file")
     parser.add_argument("--again", action="store_true", help="those that survived, for no reason that is written down")
     parser.add_argument("--workers", type=int, default=2, help="mutants that are tried at the same time")
-    parser.add_argument("--timeout", type=int, default=60, help="seconds of processor time for one mutant, at least")
+    parser.add_argument("--timeout", type=int, default=150, help="seconds of processor time for one mutant, at least")
     arguments = parser.parse_args()
     chosen = [f for f in files() if not arguments.files or any(part in f for part in arguments.files)]
     if not chosen:

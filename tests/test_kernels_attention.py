@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_checks import DTYPES, check, dtypes, precise, same_bits_for_any_threads, seeds
+from kernel_checks import DTYPES, check, dtypes, packed, precise, same_bits_for_any_threads, seeds
 
 from autograd.kernels import attention as attention_module
 from autograd.kernels import bfloat16
@@ -373,6 +373,25 @@ def test_a_workspace_is_as_large_as_what_is_laid_out_in_it(monkeypatch, dtype, p
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
     assert len(sizes) == 2
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_strides_that_break_numbers_are_refused(axis):
+    shape = (2, 3, 4, 8)
+    good, broken = np.ones(shape, np.float32), packed(shape[: axis + 1], shape[axis + 1 :])
+    lse = np.ones(shape[:3], np.float32)
+    options = {"scale": 1, "causal": True}
+    for i in range(3):
+        with pytest.raises(ValueError, match="strides"):
+            attention(*[broken if i == j else good for j in range(3)], **options)
+    with pytest.raises(ValueError, match="strides"):
+        attention(good, good, good, **options, out=broken)
+    for i in range(5):
+        with pytest.raises(ValueError, match="strides"):
+            attention_backward(*[broken if i == j else good for j in range(5)], lse, **options)
+    for target in ("dq", "dk", "dv"):
+        with pytest.raises(ValueError, match="strides"):
+            attention_backward(*[good] * 5, lse, **options, **{target: broken})
 
 
 def test_shapes_are_checked():

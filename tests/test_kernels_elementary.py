@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kernel_checks import DTYPES, PRECISE
 from llvmlite import ir
 
-from autograd.kernels import elementary
+from autograd.kernels import elementary, jit
 from autograd.kernels.jit import kernel
 
 erf = np.frompyfunc(lambda x: math.erf(x), 1, 1)
@@ -36,7 +36,7 @@ def mapped(function):
     return apply
 
 
-COMPILED = {name: mapped(getattr(elementary, name)) for name in [*FUNCTIONS, "exp2", "narrow", "widen", "as_number"]}
+COMPILED = {name: mapped(getattr(elementary, name)) for name in [*FUNCTIONS, "exp2", "widen", "as_number"]}
 
 
 def apply(name, x):
@@ -128,11 +128,23 @@ def test_exp2_where_attention_needs_it(dtype):
     np.testing.assert_array_equal(special, np.array([0, np.nan, 1] * 7, dtype))
 
 
+@pytest.fixture(scope="module", params=["as this processor does", "without the instruction"])
+def narrow(request):
+    """Numbers rounded to bfloat16, as processors do it that have an instruction for that, or have none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jit, "CACHE_FOLDER", None)
+        if request.param == "without the instruction":
+            patch.setattr(elementary, "has", lambda *names: False)
+        compiled = mapped(elementary.narrow)
+        compiled(np.ones(1, np.float32), np.empty(1, np.uint16))
+        return compiled
+
+
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40))
 @example([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7F800000, 0xFF7FFFFF, 0x3F808000, 0x3F818000, 0x3F808001, 0x80000000])
-def test_bfloat16_is_the_nearest_and_ties_go_to_even(bits):
+def test_bfloat16_is_the_nearest_and_ties_go_to_even(narrow, bits):
     x, short = np.array(bits, np.uint32).view(np.float32), np.empty(len(bits), np.uint16)
-    COMPILED["narrow"](x, short)
+    narrow(x, short)
     wide = np.empty(len(bits), np.float32)
     COMPILED["widen"](short, wide)
     assert [int(s) << 16 for s in short] == list(wide.view(np.uint32))

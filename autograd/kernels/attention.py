@@ -171,7 +171,7 @@ def attention(
     dropout_p, and the others are divided by 1 − dropout_p.
 
     Any strides do for the operands, though only those with unit stride on the last axis spare a copy; `out`, where
-    given, must have it. Raises ValueError for shapes that do not fit.
+    given, must have it. Raises ValueError for shapes that do not fit, and for strides that end inside a number.
     """
     shape = _shape(q, k, v, causal)
     q, k, v = _readable(q), _readable(k), _readable(v)

@@ -37,17 +37,21 @@ OPERANDS = 8  # of the backward pass; forward has half of them, and names the la
 
 
 def _list_places(table, operands):
+    """Whether no stride ends inside a number."""
+    whole = True
     for i in range(len(operands)):
         x = operands[i]
         table[4 * i] = x.ctypes.data
         for axis in range(3):
-            table[4 * i + 1 + axis] = x.strides[axis] // x.itemsize
+            table[4 * i + 1 + axis], rest = divmod(x.strides[axis], x.itemsize)
+            whole = whole and rest == 0
+    return whole
 
 
 @functools.cache
 def _compiled_list_places(dtype: np.dtype) -> Callable:
     operands = types.UniTuple(types.Array(numba.from_dtype(dtype), 4, "A", readonly=True), OPERANDS)
-    return kernel(signature=types.void(types.Array(types.int64, 1, "C"), operands))(_list_places)
+    return kernel(signature=types.boolean(types.Array(types.int64, 1, "C"), operands))(_list_places)
 
 
 def places(*operands: np.ndarray) -> np.ndarray:
@@ -57,7 +61,8 @@ def places(*operands: np.ndarray) -> np.ndarray:
         if x.dtype != dtype:
             raise TypeError(f"attention takes arrays of one dtype, got {dtype} and {x.dtype}")
     table = np.empty(4 * OPERANDS, np.int64)
-    _compiled_list_places(dtype)(table, operands + operands[-1:] * (OPERANDS - len(operands)))
+    if not _compiled_list_places(dtype)(table, operands + operands[-1:] * (OPERANDS - len(operands))):
+        raise ValueError("attention needs strides that are multiples of the item size; copy the arrays first")
     return table
 
 

@@ -471,6 +471,7 @@ def use_for_float32(function: Callable | None) -> None:
     _for_float32 = function
 
 
+BETWEEN_NUMBERS = "matmul needs strides that are multiples of the item size; copy the arrays first"
 _NO_AXES = np.empty((0, 4), np.int64)
 
 
@@ -479,7 +480,10 @@ def _batch_axes(batch: tuple[int, ...], *arrays: np.ndarray) -> np.ndarray:
 
     def stride(array: np.ndarray, axis: int) -> int:
         there = array.ndim >= 2 + axis and array.shape[-2 - axis] > 1
-        return array.strides[-2 - axis] // array.itemsize if there else 0
+        numbers, rest = divmod(array.strides[-2 - axis], array.itemsize) if there else (0, 0)
+        if rest:
+            raise ValueError(BETWEEN_NUMBERS)
+        return numbers
 
     axes = range(1, len(batch) + 1)
     return np.array([[batch[-axis], *(stride(array, axis) for array in arrays)] for axis in axes])
@@ -550,7 +554,7 @@ def multiply_with(
         axes = _batch_axes(batch, a, b, out)
         a, b, first = (x[(0,) * (x.ndim - 2)] for x in (a, b, out))
     if not product(a, b, start, first, axes, accumulate, epilogue, sides):
-        raise ValueError("matmul needs strides that are multiples of the item size; copy the arrays first")
+        raise ValueError(BETWEEN_NUMBERS)
     return out
 
 
