@@ -3,11 +3,11 @@
 A float32 has 24 bits and a bfloat16 has 8 of the same range. So a number is the sum of three, each the next 8 bits of
 it, and a product is the sum of nine products of parts, which are exact:
 
-    x = h + m + l          |m| ≤ 2⁻⁸·|x|,  |l| ≤ 2⁻¹⁶·|x|  (both rounded to the nearest)
-    x·y ≈ m·m' + m·h' + l·h' + h·h' + h·m' + h·l'
+    x = h + m + l          |m| ≤ 2⁻⁸·|x|,  |l| ≤ 2⁻¹⁷·|x|  (h and m are rounded to the nearest)
+    x·y ≈ m·m' + h·m' + h·l' + l·h' + m·h' + h·h'      in this order, the largest last
 
-The three that are left out (m·l', l·m', l·l') are at most 2⁻²⁴·|x·y| together, what rounding one product to float32
-may cost. Sums are float32, as on vectors, but shorter: 16 terms at a time, which are then added. The result is
+The three that are left out (m·l', l·m', l·l') are hardly more than 2⁻²⁴·|x·y| together, what rounding one product to
+float32 may cost. Sums are float32, as on vectors, but shorter: 16 terms at a time, which are then added. The result is
 closer to the true one than that of `matmul.py`. Six products of tiles take 384 clocks for 32 × 32 × 32, vectors 1024.
 
 Packing costs three times as much as for vectors, so small products stay there: `product_for` in `matmul.py` decides.
