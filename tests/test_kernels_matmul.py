@@ -92,6 +92,14 @@ def test_agrees_with_a_more_precise_product(shape, dtype, layouts, biased, accum
     check(a, b, result, *starts)
 
 
+@pytest.mark.parametrize("dtype", PRECISE, ids=str)
+@pytest.mark.parametrize("step", [2, -1, -3])
+def test_a_bias_counts_wherever_it_lies(dtype, step):
+    rng = np.random.default_rng(5)
+    a, b, bias = normal(rng, (96, 7), dtype), normal(rng, (7, 96), dtype), normal(rng, 300, dtype)[::step][:96]
+    np.testing.assert_array_equal(matmul(a, b, bias=bias), matmul(a, b, bias=bias.copy()))
+
+
 @settings(max_examples=40)
 @given(
     batches=st.sampled_from([((2,), (2,)), ((3, 1), (2,)), ((), (4,)), ((1, 2), (3, 1)), ((0,), ()), ((2, 3), (2, 3))]),
