@@ -114,7 +114,8 @@ def test_of_the_smallest_numbers_only_digits_below_the_normal_ones_are_lost(M, K
         for shape in ((M, K), (K, N))
     )
     exact, terms = a.astype(np.float64) @ b.astype(np.float64), abs(a).astype(np.float64) @ abs(b).astype(np.float64)
-    lost = 2.0**-125 * (abs(a).sum(axis=1, keepdims=True) + abs(b).sum(axis=0) + K)
+    # two parts of each number, times the other; and six products of parts for each term
+    lost = 2.0**-126 * (2 * abs(a).sum(axis=1, keepdims=True) + 2 * abs(b).sum(axis=0) + 6 * K)
     assert (abs(matmul(a, b) - exact) <= (K + 1) * EPS * terms + lost).all()
 
 
