@@ -6,6 +6,8 @@ import mmap
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from numba import types
+from numba.extending import intrinsic
 
 from autograd.kernels.jit import num_threads, set_num_threads
 from autograd.kernels.tasks import queues
@@ -108,6 +110,15 @@ def same_bits_for_any_threads(function, *arguments):
     for a, b in zip(as_tuple(one), as_tuple(many), strict=True):
         assert a.tobytes() == b.tobytes()
     return many
+
+
+@intrinsic
+def as_pointer(typingctx, address):
+    """An address as a pointer to int64."""
+    kind = types.CPointer(types.int64)
+    return kind(types.int64), lambda context, builder, signature, args: builder.inttoptr(
+        args[0], context.get_value_type(kind)
+    )
 
 
 def in_guarded_workspace(product, size, zeros, multiply):

@@ -6,7 +6,7 @@ import platform
 import numba
 import numpy as np
 import pytest
-from kernel_checks import DTYPES
+from kernel_checks import DTYPES, as_pointer
 from llvmlite import ir as llvm
 from numba import types
 from numba.extending import intrinsic
@@ -177,13 +177,6 @@ def test_any_count_of_numbers_is_moved(dtype, count):
 
 
 def test_pointers_counters_and_calls():
-    @intrinsic
-    def as_pointer(typingctx, address):
-        kind = types.CPointer(types.int64)
-        return kind(types.int64), lambda context, builder, signature, args: builder.inttoptr(
-            args[0], context.get_value_type(kind)
-        )
-
     @callback(types.void(types.int64, types.int64))
     def note(address, number):
         numba.carray(as_pointer(address), 1)[0] = number

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kernel_checks import as_pointer
 from numba import types
-from numba.extending import intrinsic
 
 from autograd.kernels import jit, tasks
 from autograd.kernels.jit import callback
@@ -60,13 +60,6 @@ def test_counters_of_two_threads_share_no_line_of_the_cache():
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_work_is_called_for_every_worker(workers, monkeypatch):
     monkeypatch.setattr(jit, "CACHE_FOLDER", None)
-
-    @intrinsic
-    def as_pointer(typingctx, address):
-        kind = types.CPointer(types.int64)
-        return kind(types.int64), lambda context, builder, signature, args: builder.inttoptr(
-            args[0], context.get_value_type(kind)
-        )
 
     @callback(types.void(types.int64, types.int64))
     def work(shared, worker):

@@ -481,6 +481,22 @@ def _work(work, worker):
     release_tiles(workspace)
 
 
+@kernel
+def in_squares(
+    a, b, bias, out, u, side, batch_axes, accumulate, epilogue, counters, workspace, clocks_tile, clocks_pack
+):
+    """The product as `Work` whose tasks consist of squares of `out`, planned by what these and their packing take."""
+    (M, K), N = a.shape, b.shape[1]
+    batches = count_batches(batch_axes)
+    down, across = -(-M // SQUARE), -(-N // SQUARE)
+    M_parts, N_parts = plan(down, across, batches, len(workspace), clocks_tile, clocks_pack, clocks_pack)
+    return Work(
+        matrix(a), matrix(b), Matrix(pointer(bias), 0, bias.strides[0] // bias.itemsize), matrix(out), matrix(u),
+        matrix(side), M, K, N, batch_axes, batches, bias.size > 0, accumulate, epilogue, False, counters, workspace,
+        M_parts, N_parts,
+    )  # fmt: skip
+
+
 def program(shared_type: str) -> tuple[Callable, Callable]:
     """(multiply, work) for `Product`; where there is an epilogue `out` is not written."""
 
@@ -490,17 +506,11 @@ def program(shared_type: str) -> tuple[Callable, Callable]:
     def multiply(a, b, bias, out, u, side, batch_axes, accumulate, epilogue, work, counters, workspace):
         if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
             return False
-        (M, K), N = a.shape, b.shape[1]
-        batches = count_batches(batch_axes)
-        down, across = -(-M // SQUARE), -(-N // SQUARE)
-        M_parts, N_parts = plan(down, across, batches, len(workspace), CLOCKS_TILE, CLOCKS_PACK, CLOCKS_PACK)
+        shared = in_squares(a, b, bias, out, u, side, batch_axes, accumulate, epilogue, counters, workspace,
+                            CLOCKS_TILE, CLOCKS_PACK)  # fmt: skip
         reset(counters)
-        shared = Work(
-            matrix(a), matrix(b), Matrix(pointer(bias), 0, bias.strides[0] // bias.itemsize), matrix(out), matrix(u),
-            matrix(side), M, K, N, batch_axes, batches, bias.size > 0, accumulate, epilogue, False, counters,
-            workspace, M_parts, N_parts,
-        )  # fmt: skip
-        run(work, save(shared, shared_type), 1 if batches * M * N * K < SMALL else len(workspace))
+        small = shared.batches * shared.M * shared.N * shared.K < SMALL
+        run(work, save(shared, shared_type), 1 if small else len(workspace))
         return True
 
     return multiply, work

@@ -39,6 +39,7 @@ from .bfloat16 import (
     amx_available,
     configure_tiles,
     count_steps,
+    in_squares,
     multiply_square,
     pack_tiles,
     release_tiles,
@@ -47,7 +48,7 @@ from .epilogue import NOTHING, finish
 from .ir import pointer, shift
 from .jit import kernel
 from .matmul import Product
-from .matrix import Matrix, Work, at, between_numbers, count_batches, matrix, operands, plan
+from .matrix import Matrix, at, between_numbers, operands
 from .tasks import load, next_task, reset, run, save, share
 
 __all__ = ["split_product"]
@@ -151,17 +152,11 @@ def program(shared_type: str) -> tuple[Callable, Callable]:
     def multiply(a, b, bias, out, u, side, batch_axes, accumulate, epilogue, work, counters, workspace):
         if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
             return False
-        (M, K), N = a.shape, b.shape[1]
-        batches = count_batches(batch_axes)
-        down, across = -(-M // SQUARE), -(-N // SQUARE)
-        M_parts, N_parts = plan(down, across, batches, len(workspace), CLOCKS_TILE, CLOCKS_PACK, CLOCKS_PACK)
+        shared = in_squares(a, b, bias, out, u, side, batch_axes, accumulate, epilogue, counters, workspace,
+                            CLOCKS_TILE, CLOCKS_PACK)  # fmt: skip
         reset(counters)
-        shared = Work(
-            matrix(a), matrix(b), Matrix(pointer(bias), 0, bias.strides[0] // bias.itemsize), matrix(out), matrix(u),
-            matrix(side), M, K, N, batch_axes, batches, bias.size > 0, accumulate, epilogue, False, counters,
-            workspace, M_parts, N_parts,
-        )  # fmt: skip
-        run(work, save(shared, shared_type), 1 if batches * M * N * K < SMALL else len(workspace))
+        small = shared.batches * shared.M * shared.N * shared.K < SMALL
+        run(work, save(shared, shared_type), 1 if small else len(workspace))
         return True
 
     return multiply, work
