@@ -223,31 +223,55 @@ def tile_numbers(typingctx, tiles):
 
 
 @intrinsic
-def multiply_square(typingctx, a, a_lines, a_step, a_row, b, steps, start, start_row, out, out_row, scratch):
-    """out (32, 32) = start + a @ b, rounded where `out` is bfloat16. a and b: two rows of `steps` tiles each.
+def is_in_parts(typingctx, tiles):
+    return types.boolean(tiles), lambda *_: ir.IntType(1)(in_parts(tiles))
 
-    a lies as `Tiles` says, b is packed. Of operands in parts, `scratch` also gets the sum of all that it holds, behind
-    it, and where that is NaN, nothing is written to `out`.
 
-    The sums take a detour over `scratch`: a tile that lies across cache lines is stored and loaded five times
-    slower, and nobody aligns `out`.
+def _add_rows(e, rows, start, start_row, sums, out, out_row, kind):
+    """out = start + sums for so many rows of a square; returns where the next ones begin."""
+    with e.loop(rows, [start, sums, out]) as carried:
+        start, sums, out = carried
+        row = [e.add(e.load(e.at(sums, j)), e.load(e.at(start, j))) for j in range(0, SQUARE, e.lanes)]
+        if kind == ir.IntType(16):
+            e.store(e.round_pair(*row), out)
+        else:
+            for j, vector in enumerate(row):
+                e.store(vector, e.at(out, j * e.lanes))
+        carried[:] = e.at(start, start_row), e.at(sums, SQUARE), e.at(out, out_row, kind)
+    return carried
+
+
+def _kind(numbers):
+    """LLVM's type of what `out` holds."""
+    return ir.IntType(16) if numbers.dtype == types.uint16 else ir.FloatType()
+
+
+@intrinsic
+def multiply_square(
+    typingctx, a, a_lines, a_step, a_row, b, steps, sums, total, start, start_row, earlier, out, out_row, rows
+):
+    """sums (32, 32) = a @ b; meanwhile out = start + earlier, the sums of another square, `rows` rows in each step.
+
+    a and b: two rows of `steps` tiles each. a lies as `Tiles` says, b is packed. Of operands in parts, `total` gets the
+    sum of all sums.
     """
 
-    rounds, parted = out.dtype == types.uint16, in_parts(b)
-    kind = ir.IntType(16) if rounds else ir.FloatType()
+    kind, parted = _kind(out), in_parts(b)
     size = PARTS * TILE if parted else TILE
     products = PRODUCTS if parted else ((0, 0),)
 
-    def body(e, a, a_lines, a_step, a_row, b, steps, start, start_row, out, out_row, scratch):
-        sums, a_tiles, b_tiles = ((0, 1), (2, 3)), (4, 5), (6, 7)
-        second, packed_row, scratch_row = e.builder.mul(steps, INT(size)), INT(PAIRS), INT(SQUARE)
+    def body(
+        e, a, a_lines, a_step, a_row, b, steps, sums, total, start, start_row, earlier, out, out_row, rows
+    ):
+        registers, a_tiles, b_tiles = ((0, 1), (2, 3)), (4, 5), (6, 7)
+        second, packed_row, sums_row = e.builder.mul(steps, INT(size)), INT(PAIRS), INT(SQUARE)
         for i in range(SQUARE):
             for j in (0, SQUARE - 1):
                 e.prefetch(e.at(out, e.builder.add(e.builder.mul(out_row, INT(i)), INT(j)), kind), write=True)
-        for tile in sums[0] + sums[1]:
+        for tile in registers[0] + registers[1]:
             e.zero_tile(tile)
-        with e.loop(steps, [a, b]) as carried:
-            a, b = carried
+        with e.loop(steps, [a, b, INT(SQUARE), start, earlier, out]) as carried:
+            a, b, left, *square = carried
             held = None, None
             for part_a, part_b in products:
                 for j in range(2):
@@ -256,38 +280,34 @@ def multiply_square(typingctx, a, a_lines, a_step, a_row, b, steps, start, start
                     for i in range(2):
                         if held[0] != part_a and j == 0:
                             e.load_tile(a_tiles[i], e.at(e.at(a, a_lines) if i else a, part_a * TILE), a_row)
-                        e.multiply_tiles(sums[i][j], a_tiles[i], b_tiles[j])
+                        e.multiply_tiles(registers[i][j], a_tiles[i], b_tiles[j])
                 held = part_a, part_b
-            carried[:] = e.at(a, a_step), e.at(b, size)
+            start, earlier, out = square
+            now = e.builder.select(e.builder.icmp_signed("<", rows, left), rows, left)
+            square = _add_rows(e, now, start, start_row, earlier, out, out_row, kind)
+            carried[:] = e.at(a, a_step), e.at(b, size), e.builder.sub(left, now), *square
         for i in range(2):
             for j in range(2):
-                e.store_tile(sums[i][j], e.at(scratch, i * LINES * SQUARE + j * LINES), scratch_row)
-
-        def add_start(start, out, scratch):
-            with e.loop(INT(SQUARE), [start, out, scratch]) as carried:
-                start, out, scratch = carried
-                row = [e.add(e.load(e.at(scratch, j)), e.load(e.at(start, j))) for j in range(0, SQUARE, e.lanes)]
-                if rounds:
-                    e.store(e.round_pair(*row), out)
-                else:
-                    for j, vector in enumerate(row):
-                        e.store(vector, e.at(out, j * e.lanes))
-                carried[:] = e.at(start, start_row), e.at(out, out_row, kind), e.at(scratch, scratch_row)
-
-        if not parted:
-            add_start(start, out, scratch)
-            return
-        with e.loop(INT(SQUARE), [scratch, e.zero(), e.zero()]) as carried:
-            row, x, y = carried
-            carried[:] = e.at(row, SQUARE), e.add(x, e.load(row)), e.add(y, e.load(e.at(row, e.lanes)))
-        total = e.sum(e.add(*carried[1:]))
-        e.builder.store(total, e.at(scratch, SQUARE * SQUARE))
-        with e.builder.if_then(e.builder.fcmp_ordered("ord", total, total), likely=True):
-            add_start(start, out, scratch)
+                e.store_tile(registers[i][j], e.at(sums, i * LINES * SQUARE + j * LINES), sums_row)
+        if parted:
+            with e.loop(INT(SQUARE), [sums, e.zero(), e.zero()]) as carried:
+                row, x, y = carried
+                carried[:] = e.at(row, SQUARE), e.add(x, e.load(row)), e.add(y, e.load(e.at(row, e.lanes)))
+            e.builder.store(e.sum(e.add(*carried[1:])), total)
 
     i = types.intp
-    signature = types.void(a, i, i, i, b, i, start, i, out, i, scratch)
+    signature = types.void(a, i, i, i, b, i, sums, total, start, i, earlier, out, i, i)
     return signature, emitted(f"square.{kind}.{len(products)}", body, emitter=TileEmitter, like=6)
+
+
+@intrinsic
+def add_square(typingctx, start, start_row, sums, out, out_row):
+    """out (32, 32) = start + sums, rounded where `out` is bfloat16."""
+    kind = _kind(out)
+    body = lambda e, start, start_row, sums, out, out_row: _add_rows(
+        e, INT(SQUARE), start, start_row, sums, out, out_row, kind
+    )
+    return types.void(start, types.intp, sums, out, types.intp), emitted(f"add.{kind}", body, emitter=TileEmitter)
 
 
 @kernel
@@ -406,8 +426,7 @@ def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
     alone, and with them the order of sums.
     """
     scratch = shift(workspace, WIDEST)
-    edge = shift(scratch, SQUARE * SQUARE)
-    sums = Matrix(shift(edge, SQUARE * SQUARE), WIDTH, 1)
+    sums = Matrix(shift(scratch, 2 * SQUARE * SQUARE), WIDTH, 1)
     packed_a = shift(sums.start, GROUP * WIDTH)
     packed_b = shift(packed_a, GROUP * DEPTH // 2)
     wide = -(-N // SQUARE) * SQUARE
@@ -435,9 +454,9 @@ def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
                         source = at(start, group, j) if block == 0 else sums
                     panels = shift(packed_b, (k - begin) * wide // 2 + j * steps * PAIRS)
                     if epilogue == ROUNDED and final:
-                        _multiply_group(tiles, panels, steps, source, result, rows, columns, workspace, scratch, edge)
+                        multiply_group(tiles, panels, steps, source, result, rows, columns, scratch)
                     else:
-                        _multiply_group(tiles, panels, steps, source, goal, rows, columns, workspace, scratch, edge)
+                        multiply_group(tiles, panels, steps, source, goal, rows, columns, scratch)
                         if epilogue != NOTHING and final:
                             finish(epilogue, sums, result, at(side, group, j), rows, columns)
                 base = target
@@ -445,19 +464,32 @@ def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
 
 
 @kernel
-def _multiply_group(a, b, steps, start, out, M, N, zeros, scratch, edge):
-    """out (M, N) = start + a @ b, for a as `Tiles` and b packed."""
+def multiply_group(a, b, steps, start, out, M, N, sums):
+    """out (M, N) = start + a @ b, for a as `Tiles` and b packed.
+
+    The sums of a square leave the tiles for one of two scratches, and are added to `start` while the next square is
+    multiplied: `out` comes from far away, and waiting for it takes as long as multiplying. (They could not be stored
+    directly, as nobody aligns `out`, and a tile that lies across cache lines takes five times as long.)
+
+    Of operands in parts, totals are left behind the two scratches, one for each square, and where one is NaN, nothing
+    is written to `out`.
+    """
+    other, total = shift(sums, SQUARE * SQUARE), shift(sums, 2 * SQUARE * SQUARE)
+    source, target, rows = start, out, 0
     for i in range(0, M, SQUARE):
         for j in range(0, N, SQUARE):
-            panel_a, panel_b = shift(a.start, i // LINES * a.lines), shift(b, j * steps * PAIRS)
+            panel_a, panel_b = shift(a.start, i // LINES * a.lines), shift(b, j * steps * tile_numbers(b) // LINES)
+            multiply_square(panel_a, a.lines, a.step, a.row, panel_b, steps, sums, total, source.start, source.row,
+                            other, target.start, target.row, rows)  # fmt: skip
             source, target = at(start, i, j), at(out, i, j)
-            rows, columns = min(SQUARE, M - i), min(SQUARE, N - j)
-            if rows == columns == SQUARE and source.column == target.column == 1:
-                multiply_square(panel_a, a.lines, a.step, a.row, panel_b, steps, source.start, source.row,
-                                 target.start, target.row, scratch)  # fmt: skip
-            else:
-                multiply_square(panel_a, a.lines, a.step, a.row, panel_b, steps, zeros, 0, edge, SQUARE, scratch)
-                add(source, Matrix(edge, SQUARE, 1), target, rows, columns)
+            whole = min(M - i, N - j) >= SQUARE and source.column == target.column == 1
+            fit = not is_in_parts(b) or total[0] == total[0]
+            if fit and not whole:
+                add(source, Matrix(sums, SQUARE, 1), target, min(SQUARE, M - i), min(SQUARE, N - j))
+            rows = -(-SQUARE // steps) if fit and whole else 0
+            sums, other, total = other, sums, shift(total, 1)
+    if rows:
+        add_square(source.start, source.row, other, target.start, target.row)
 
 
 @kernel

@@ -35,12 +35,12 @@ from .bfloat16 import (
     PARTS,
     SQUARE,
     TILE,
-    add,
+    Tiles,
     amx_available,
     configure_tiles,
     count_steps,
     in_squares,
-    multiply_square,
+    multiply_group,
     pack_tiles,
     release_tiles,
 )
@@ -59,7 +59,8 @@ GROUP = 4 * SQUARE
 STEP = PARTS * TILE  # numbers of 32 bits in 16 lines × 32 terms, packed
 CLOCKS_TILE, CLOCKS_PACK = 12, 24  # per k: 24 multiplications of tiles are 384 for 32; packing 32 numbers
 SMALL = 2**19  # multiply-adds that aren't worth a second thread
-WORKSPACE = WIDTH + 2 * SQUARE * SQUARE + PAIRS + PARTS * (GROUP + WIDTH) * DEPTH // 2
+SQUARES = GROUP * WIDTH // SQUARE**2  # in a group
+WORKSPACE = WIDTH + 2 * SQUARE * SQUARE + SQUARES + PARTS * (GROUP + WIDTH) * DEPTH // 2
 
 
 @intrinsic
@@ -84,41 +85,29 @@ def _multiply_numbers(a, b, start, out, M, N, K):
 
 
 @kernel
-def _square(packed_a, packed_b, a, b, start, out, M, N, K, zeros, edge, sums):
-    """out (M, N) = start + a @ b, of at most 32 × 32 numbers."""
-    steps = count_steps(K)
-    whole = M == N == SQUARE and start.column == out.column == 1
-    source, target = (start, out) if whole else (Matrix(zeros, 0, 1), Matrix(edge, SQUARE, 1))
-    multiply_square(packed_a, steps * STEP, STEP, PAIRS, packed_b, steps, source.start, source.row,
-                    target.start, target.row, sums)  # fmt: skip
-    total = sums[SQUARE * SQUARE]
-    if total != total:
-        _multiply_numbers(a, b, start, out, M, N, K)
-    elif not whole:
-        add(start, target, out, M, N)
-
-
-@kernel
 def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
     """out (M, N) = start + a @ b by one thread, for N of at most WIDTH; and what the epilogue makes of it."""
-    zeros = workspace
-    edge = shift(zeros, WIDTH)
-    sums = shift(edge, SQUARE * SQUARE)
-    packed_a = _in_parts(shift(sums, SQUARE * SQUARE + PAIRS))
+    sums = shift(workspace, WIDTH)
+    totals = shift(sums, 2 * SQUARE * SQUARE)
+    packed_a = _in_parts(shift(totals, SQUARES))
     packed_b = shift(packed_a, PARTS * GROUP * DEPTH // 2)
     blocks = -(-K // DEPTH)
     for block in range(blocks):
         k, depth = share(K, 32, block, blocks)
-        line = count_steps(depth) * STEP // LINES
-        pack_tiles(at(b, k, 0).start, b.column, b.row, N, depth, True, packed_b, edge)
+        steps = count_steps(depth)
+        pack_tiles(at(b, k, 0).start, b.column, b.row, N, depth, True, packed_b, sums)
         for group in range(0, M, GROUP):
             rows = min(GROUP, M - group)
-            pack_tiles(at(a, group, k).start, a.row, a.column, rows, depth, False, packed_a, edge)
-            for i in range(group, group + rows, SQUARE):
-                for j in range(0, N, SQUARE):
-                    _square(shift(packed_a, (i - group) * line), shift(packed_b, j * line), at(a, i, k), at(b, k, j),
-                            at(start, i, j), at(out, i, j), min(SQUARE, M - i), min(SQUARE, N - j), depth, zeros, edge,
-                            sums)  # fmt: skip
+            pack_tiles(at(a, group, k).start, a.row, a.column, rows, depth, False, packed_a, sums)
+            source, target = at(start, group, 0), at(out, group, 0)
+            tiles = Tiles(packed_a, steps * STEP, STEP, PAIRS)
+            multiply_group(tiles, packed_b, steps, source, target, rows, N, sums)
+            across = -(-N // SQUARE)
+            for square in range(-(-rows // SQUARE) * across):
+                if totals[square] != totals[square]:
+                    i, j = square // across * SQUARE, square % across * SQUARE
+                    _multiply_numbers(at(a, group + i, k), at(b, k, j), at(source, i, j), at(target, i, j),
+                                      min(SQUARE, rows - i), min(SQUARE, N - j), depth)  # fmt: skip
             if epilogue != NOTHING and block == blocks - 1:
                 finish(epilogue, at(out, group, 0), at(u, group, 0), at(side, group, 0), rows, N)
         start = out
