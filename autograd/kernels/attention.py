@@ -12,9 +12,10 @@ arXiv:1805.02867, blocked as in FlashAttention, arXiv:2205.14135 and 2307.08691)
 backward makes p again from it. With dropout, p̃ = p·keep/(1 − dropout_p) takes the place of p in out and dv, and
 dout_i·v_j is dropped and scaled likewise.
 
-The work is done in one of two rooms: `attention_vectors` for float32 and float64, and `attention_bfloat16` for float32
-arrays whose products are rounded: when `matmul_precision("bfloat16")` is set and the processor has tiles. There, all
+The work is done on vectors (`attention_vectors`) or, in float32, on AMX tiles (`attention_tiles`), where the processor
+has them: each number in three parts, or with `matmul_precision("bfloat16")` rounded to one. For the latter, all
 operands may come as bfloat16 already (their bits, as uint16), and all results are then rounded to it: half the traffic.
+Infinite numbers have no parts: where a result in parts has NaN, vectors tell whether it must.
 
 Work: 4·Tq·Tk·D FLOPs a head forward, 10 backward, half of that if causal; bytes: the operands once and the results.
 One task is one (batch, key/value head), in which all its query heads add up in order. Where there are fewer of them
@@ -29,17 +30,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from types import ModuleType
+from typing import Any
 
 import numba
 import numpy as np
 from numba import types
 
-from . import attention_bfloat16, attention_vectors
+from . import attention_tiles, attention_vectors
 from .arrays import give_back, workspace
 from .attention_parts import places
 from .bfloat16 import amx_available, matmul_precision
 from .jit import callback, kernel, num_threads
+from .matmul import tiles_allowed
 from .random import keep_threshold, keys
 from .tasks import declare, queues, run, save
 
@@ -48,18 +50,23 @@ __all__ = ["attention", "attention_backward"]
 TASKS = 2  # at least, if there are queries enough; each part packs all keys
 ROWS_OF_PART = 64  # queries that a part has at least
 NARROW = np.dtype(np.uint16)  # the bits of bfloat16
+TILED = 32  # queries and keys, and half as many numbers in a head, from which on tiles pay
 FEW = 2  # queries: for so few, packing the keys does not pay
 
 
-def _room(dtype: np.dtype, scale: float) -> ModuleType:
-    """Where the kernels are for this dtype in the precision that is set.
+def _room(dtype: np.dtype, scale: float, shape: tuple[int, ...]) -> Any:
+    """Where the kernels are for this dtype and (B, H, K, Tq, Tk, D, …) in the precision that is set.
 
     In bfloat16 products are hidden, and the largest found, before they are scaled: by a positive number only.
     """
     if dtype == NARROW and not scale > 0:
         raise ValueError(f"attention in bfloat16: expected a positive scale, got {scale}; use float32 operands")
     rounded = matmul_precision.current == "bfloat16" and dtype == np.float32 and scale > 0 and amx_available()
-    return attention_bfloat16 if rounded or dtype == NARROW else attention_vectors
+    if rounded or dtype == NARROW:
+        return attention_tiles.rounded
+    if dtype == np.float32 and min(*shape[3:5], 2 * shape[5]) >= TILED and tiles_allowed() and amx_available():
+        return attention_tiles.split
+    return attention_vectors
 
 
 def _number(dtype: np.dtype) -> np.dtype:
@@ -148,13 +155,15 @@ def _offset(shape: tuple[int, ...], causal: bool) -> int:
 def _run(
     tasks: Callable, size: int, shape: tuple[int, ...], arrays: tuple[np.ndarray, ...], lse: np.ndarray, scale: float,
     causal: bool, dropout_p: float, seed: int,
-) -> None:
-    """Let all threads do `tasks`, each in a workspace of `size` numbers."""
+) -> bool:  # fmt: skip
+    """Let all threads do `tasks`, each in a workspace of `size` numbers. Whether the first of these is NaN in none."""
     number, attend = lse.dtype, _compiled(tasks, arrays[0].dtype)
     memory = workspace(number, num_threads(), size)
     attend(places(*arrays), shape, lse.reshape(-1), number.type(scale), _offset(shape, causal),
            _dropout(number, dropout_p, seed), queues(len(memory)), memory)  # fmt: skip
+    total = memory[:, 0].sum()
     give_back(memory)
+    return total == total
 
 
 def attention(
@@ -178,9 +187,12 @@ def attention(
     out = _target(out, q, "out")
     lse = np.empty(q.shape[:3], _number(q.dtype))
     few = q.shape[2] <= FEW and q.dtype != NARROW
-    room = attention_vectors if few else _room(q.dtype, scale)
+    room = attention_vectors if few else _room(q.dtype, scale, shape)
     tasks = attention_vectors.forward_few if few else room.forward
-    _run(tasks, room.forward_size(shape, lse.itemsize), shape, (q, k, v, out), lse, scale, causal, dropout_p, seed)
+    work = shape, (q, k, v, out), lse, scale, causal, dropout_p, seed
+    fit = _run(tasks, room.forward_size(shape, lse.itemsize), *work)
+    if room is attention_tiles.split and not fit:
+        _run(attention_vectors.forward, attention_vectors.forward_size(shape, lse.itemsize), *work)
     return out, lse
 
 
@@ -199,7 +211,7 @@ def attention_backward(
     if not q.size:
         dk[...], dv[...] = 0, 0
         return dq, dk, dv
-    room = _room(q.dtype, scale)
+    room = _room(q.dtype, scale, shape)
     if q.shape[2] <= FEW and q.dtype != NARROW:
         # Their scores were summed in another order. The last digits of a large one would be gone: e^(s − lse) of a key
         # that has all the weight would not be 1.
@@ -211,9 +223,10 @@ def attention_backward(
         raise ValueError("expected float32 operands for a single head, whose gradients are summed from several parts")
     sums = [(x, np.empty((parts, *x.shape), x.dtype)) for x in (dk, dv)] if parts > 1 else []
     dkv = [part.reshape(-1, *x.shape[1:]) for x, part in sums] or [dk, dv]
-    size = room.backward_size(shape, lse.itemsize)
-    _run(room.backward, size, shape, (q, k, v, out, dout, dq, *dkv), np.ascontiguousarray(lse), scale, causal,
-         dropout_p, seed)  # fmt: skip
+    work = shape, (q, k, v, out, dout, dq, *dkv), np.ascontiguousarray(lse), scale, causal, dropout_p, seed
+    fit = _run(room.backward, room.backward_size(shape, lse.itemsize), *work)
+    if room is attention_tiles.split and not fit:
+        _run(attention_vectors.backward, attention_vectors.backward_size(shape, lse.itemsize), *work)
     for x, part in sums:
         np.add.reduce(part, axis=0, out=x)
     return dq, dk, dv

@@ -62,7 +62,7 @@ __all__ = [
 
 LINES, PAIRS = 16, 16  # of a tile: rows of a or columns of b; pairs of bfloat16 in the sum
 TILE = LINES * PAIRS  # numbers of 32 bits
-PARTS, PRODUCTS = 3, ((1, 1), (0, 1), (0, 2), (2, 0), (1, 0), (0, 0))  # of parts: see split.py
+PARTS, PRODUCTS = 3, ((1, 1), (0, 1), (0, 2), (0, 0), (1, 0), (2, 0))  # of parts: see split.py
 SQUARE = 2 * LINES  # rows and columns of `out` in a block of 2 × 2 tiles
 DEPTH = 512
 WIDTH = 512
@@ -93,6 +93,27 @@ def amx_available() -> bool:
 def in_parts(tiles: types.Type) -> bool:
     """Whether a pointer is one to operands in three parts, three tiles for one: see split.py. Its type tells."""
     return tiles.dtype == types.int32
+
+
+def products_of(tiles: types.Type) -> tuple[tuple[int, int], ...]:
+    """Which part of a left operand is multiplied with which of a right one; the whole of both, if they have none."""
+    return PRODUCTS if in_parts(tiles) else ((0, 0),)
+
+
+def multiply_step(
+    e: TileEmitter, products: tuple, sums: tuple, a: list[ir.Value], a_row: ir.Value, b: list[ir.Value]
+) -> None:
+    """2 × 2 registers `sums` += two tiles at `a`, whose rows are `a_row` apart, times two packed ones at `b`."""
+    a_tiles, b_tiles, held = (4, 5), (6, 7), (None, None)
+    for part_a, part_b in products:
+        for j in range(2):
+            if held[1] != part_b:
+                e.load_tile(b_tiles[j], e.at(b[j], part_b * TILE), INT(PAIRS))
+            for i in range(2):
+                if held[0] != part_a and j == 0:
+                    e.load_tile(a_tiles[i], e.at(a[i], part_a * TILE), a_row)
+                e.multiply_tiles(sums[i][j], a_tiles[i], b_tiles[j])
+        held = part_a, part_b
 
 
 def _tile_packer(along: bool, transposed: bool) -> Any:
@@ -227,6 +248,16 @@ def is_in_parts(typingctx, tiles):
     return types.boolean(tiles), lambda *_: ir.IntType(1)(in_parts(tiles))
 
 
+@intrinsic
+def as_parts(typingctx, numbers):
+    """The same pointer, to tiles in three parts."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.int32)(numbers), codegen
+
+
 def _add_rows(e, rows, start, start_row, sums, out, out_row, kind):
     """out = start + sums for so many rows of a square; returns where the next ones begin."""
     with e.loop(rows, [start, sums, out]) as carried:
@@ -256,15 +287,13 @@ def multiply_square(
     sum of all sums.
     """
 
-    kind, parted = _kind(out), in_parts(b)
+    kind, parted, products = _kind(out), in_parts(b), products_of(b)
     size = PARTS * TILE if parted else TILE
-    products = PRODUCTS if parted else ((0, 0),)
 
     def body(
         e, a, a_lines, a_step, a_row, b, steps, sums, total, start, start_row, earlier, out, out_row, rows
     ):
-        registers, a_tiles, b_tiles = ((0, 1), (2, 3)), (4, 5), (6, 7)
-        second, packed_row, sums_row = e.builder.mul(steps, INT(size)), INT(PAIRS), INT(SQUARE)
+        registers, second = ((0, 1), (2, 3)), e.builder.mul(steps, INT(size))
         for i in range(SQUARE):
             for j in (0, SQUARE - 1):
                 e.prefetch(e.at(out, e.builder.add(e.builder.mul(out_row, INT(i)), INT(j)), kind), write=True)
@@ -272,23 +301,14 @@ def multiply_square(
             e.zero_tile(tile)
         with e.loop(steps, [a, b, INT(SQUARE), start, earlier, out]) as carried:
             a, b, left, *square = carried
-            held = None, None
-            for part_a, part_b in products:
-                for j in range(2):
-                    if held[1] != part_b:
-                        e.load_tile(b_tiles[j], e.at(e.at(b, second) if j else b, part_b * TILE), packed_row)
-                    for i in range(2):
-                        if held[0] != part_a and j == 0:
-                            e.load_tile(a_tiles[i], e.at(e.at(a, a_lines) if i else a, part_a * TILE), a_row)
-                        e.multiply_tiles(registers[i][j], a_tiles[i], b_tiles[j])
-                held = part_a, part_b
+            multiply_step(e, products, registers, [a, e.at(a, a_lines)], a_row, [b, e.at(b, second)])
             start, earlier, out = square
             now = e.builder.select(e.builder.icmp_signed("<", rows, left), rows, left)
             square = _add_rows(e, now, start, start_row, earlier, out, out_row, kind)
             carried[:] = e.at(a, a_step), e.at(b, size), e.builder.sub(left, now), *square
         for i in range(2):
             for j in range(2):
-                e.store_tile(registers[i][j], e.at(sums, i * LINES * SQUARE + j * LINES), sums_row)
+                e.store_tile(registers[i][j], e.at(sums, i * LINES * SQUARE + j * LINES), INT(SQUARE))
         if parted:
             with e.loop(INT(SQUARE), [sums, e.zero(), e.zero()]) as carried:
                 row, x, y = carried

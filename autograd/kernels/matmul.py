@@ -452,6 +452,10 @@ def allow_tiles(allowed: bool) -> None:
     _tiles_allowed = allowed
 
 
+def tiles_allowed() -> bool:
+    return _tiles_allowed
+
+
 def product_for(a: np.ndarray, b: np.ndarray) -> Product:
     """The program that multiplies a by b: on tiles, where there are any and enough to do for them, else on vectors."""
     if _tiles_allowed and a.dtype == np.float32 and a.ndim > 1 and b.ndim > 1:

@@ -26,8 +26,6 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
 
 from .bfloat16 import (
     LINES,
@@ -37,6 +35,7 @@ from .bfloat16 import (
     TILE,
     Tiles,
     amx_available,
+    as_parts,
     configure_tiles,
     count_steps,
     in_squares,
@@ -63,16 +62,6 @@ SQUARES = GROUP * WIDTH // SQUARE**2  # in a group
 WORKSPACE = WIDTH + 2 * SQUARE * SQUARE + SQUARES + PARTS * (GROUP + WIDTH) * DEPTH // 2
 
 
-@intrinsic
-def _in_parts(typingctx, numbers):
-    """The same pointer, to tiles in three parts."""
-
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(types.int32)(numbers), codegen
-
-
 @kernel
 def _multiply_numbers(a, b, start, out, M, N, K):
     """out = start + a @ b, one number after the other."""
@@ -89,7 +78,7 @@ def _block(a, b, start, out, M, N, K, workspace, epilogue, u, side):
     """out (M, N) = start + a @ b by one thread, for N of at most WIDTH; and what the epilogue makes of it."""
     sums = shift(workspace, WIDTH)
     totals = shift(sums, 2 * SQUARE * SQUARE)
-    packed_a = _in_parts(shift(totals, SQUARES))
+    packed_a = as_parts(shift(totals, SQUARES))
     packed_b = shift(packed_a, PARTS * GROUP * DEPTH // 2)
     blocks = -(-K // DEPTH)
     for block in range(blocks):

@@ -29,22 +29,32 @@ Left out: float64, and the AVX-512 instruction for bfloat16 on processors that h
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 from llvmlite import ir as llvm
 from numba import types
 from numba.extending import intrinsic
 
-from .attention_parts import LOG2_E, at, heads, round_up, row_products, unpack
+from .attention_parts import LOG2_E, at, heads, pack, round_up, row_products, unpack
 from .bfloat16 import (
     LINES,
+    PARTS,
     SQUARE,
     TILE,
     _pack_across,
     _pack_across_transposed,
     _pack_along,
     _pack_along_transposed,
+    as_parts,
     configure_tiles,
+    in_parts,
+    is_in_parts,
+    multiply_step,
+    products_of,
     release_tiles,
+    tile_numbers,
 )
 from .elementary import constant, emit_exp2, log, use_widest_vectors
 from .ir import INT, TileEmitter, emitted, pointer, shift
@@ -52,10 +62,10 @@ from .jit import kernel
 from .random import random_bits
 from .tasks import load, next_task
 
-__all__ = ["backward", "backward_size", "forward", "forward_size"]
+__all__ = ["rounded", "split"]
 
 CHUNK = 256  # keys, and in the backward pass queries, whose weights are kept as tiles before they are multiplied
-STEPS = CHUNK // SQUARE
+CHUNK_IN_PARTS = 64
 BLOCK = SQUARE * SQUARE  # scores that are made at a time
 
 
@@ -70,9 +80,10 @@ def _multiply(typingctx, a, a_next, b, b_next, steps, out, out_row, accumulate):
     cache line.
     """
 
+    products, size = products_of(a), PARTS * TILE if in_parts(a) else TILE
+
     def body(e, a, a_next, b, b_next, steps, out, out_row, accumulate):
-        sums, a_tiles, b_tiles = ((0, 1), (2, 3)), (4, 5), (6, 7)
-        packed_row = INT(LINES)
+        sums = ((0, 1), (2, 3))
         corners = [(sums[i][j], e.at(e.at(out, e.builder.mul(out_row, INT(i * LINES))), j * LINES))
                    for i in range(2) for j in range(2)]  # fmt: skip
         with e.builder.if_else(accumulate) as (then, otherwise):
@@ -84,20 +95,14 @@ def _multiply(typingctx, a, a_next, b, b_next, steps, out, out_row, accumulate):
                     e.zero_tile(tile)
         with e.loop(steps, [a, b]) as carried:
             a, b = carried
-            e.load_tile(b_tiles[0], b, packed_row)
-            for i in range(2):
-                e.load_tile(a_tiles[i], e.at(a, a_next) if i else a, packed_row)
-                e.multiply_tiles(sums[i][0], a_tiles[i], b_tiles[0])
-            e.load_tile(b_tiles[1], e.at(b, b_next), packed_row)
-            for i in range(2):
-                e.multiply_tiles(sums[i][1], a_tiles[i], b_tiles[1])
-            carried[:] = e.at(a, TILE), e.at(b, TILE)
+            multiply_step(e, products, sums, [a, e.at(a, a_next)], INT(LINES), [b, e.at(b, b_next)])
+            carried[:] = e.at(a, size), e.at(b, size)
         for tile, corner in corners:
             e.store_tile(tile, corner, out_row)
 
     i = types.intp
     signature = types.void(a, i, b, i, i, out, i, types.boolean)
-    return signature, emitted("attention.multiply", body, emitter=TileEmitter)
+    return signature, emitted(f"attention.multiply.{len(products)}", body, emitter=TileEmitter, like=5)
 
 
 def _two(e, start):
@@ -105,9 +110,36 @@ def _two(e, start):
     return [e.load(e.at(start, v * e.lanes)) for v in range(2)]
 
 
-def _permuted(e, vectors):
-    """Two vectors of queries in the order in which `unpack` leaves them."""
-    return [e.shuffle(*vectors, e.unpacked(part)) for part in range(2)]
+def _queries(e, part, parted):
+    """Which of 32 queries are the columns of the first or the second tile of a right operand."""
+    return list(range(part * e.lanes, (part + 1) * e.lanes)) if parted else e.unpacked(part)
+
+
+def _in_columns(e, vectors, parted):
+    """Two vectors of queries in the order of these columns."""
+    return vectors if parted else [e.shuffle(*vectors, e.unpacked(part)) for part in range(2)]
+
+
+def _row_of_left(e, numbers, parted):
+    """The row, of each part, that 32 queries of one key make of a left operand: pairs along them."""
+    return e.split_pair(*numbers) if parted else [e.round_pair(*numbers)]
+
+
+def _rows_of_right(e, first, second, parted):
+    """The row, of each part, that 32 queries of two keys make of each tile of a right operand: pairs of the keys."""
+    if parted:
+        return [e.split_pair(x, y) for x, y in zip(first, second, strict=True)]
+    return [[row] for row in e.unpack(e.round_pair(*first), e.round_pair(*second))]
+
+
+def _pairing(tiles):
+    """How far apart the two keys of a pair are, how many keys the next pair is further on, and the size of a tile."""
+    return (LINES, 1, PARTS * TILE) if in_parts(tiles) else (1, 2, TILE)
+
+
+def _store_parts(e, vectors, target):
+    for part, vector in enumerate(vectors):
+        e.store(vector, e.at(target, part * TILE))
 
 
 @intrinsic
@@ -141,15 +173,15 @@ def _hide(typingctx, scores, seen, keys):
 
 
 @intrinsic
-def _new_maxima(typingctx, scores, blocks, state, scale, sums, width, first):
+def _new_maxima(typingctx, scores, blocks, state, scale, sums, width, first, tiles):
     """32 queries meet `blocks` blocks of scores: m becomes the largest so far; l and sums shrink by 2^(m before − m).
 
-    `state` holds m and l, two vectors each, and 32 numbers of space; `sums` (width, 32) has its queries permuted.
+    `state` holds m and l, two vectors each; `sums` (width, 32) has its queries in the order of columns of such `tiles`.
     Before the `first` block there is nothing yet.
     """
-    unroll = 4
+    unroll, parted = 4, in_parts(tiles)
 
-    def body(e, scores, blocks, state, scale, sums, width, first):
+    def body(e, scores, blocks, state, scale, sums, width, first, _):
         builder = e.builder
         larger = lambda x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y)
         before = [builder.select(first, constant(e.vector, -np.inf), m) for m in _two(e, state)]
@@ -174,49 +206,54 @@ def _new_maxima(typingctx, scores, blocks, state, scale, sums, width, first):
                           for x, y in zip(before, m, strict=True)]
                 for v, (l, factor) in enumerate(zip(_two(e, total), shrink, strict=True)):
                     e.store(builder.fmul(l, factor), e.at(total, v * e.lanes))
-                shrink = _permuted(e, shrink)
+                shrink = _in_columns(e, shrink, parted)
                 with e.loop(width, [sums]) as carried:
                     for v, (x, factor) in enumerate(zip(_two(e, carried[0]), shrink, strict=True)):
                         e.store(builder.fmul(x, factor), e.at(carried[0], v * e.lanes))
                     carried[:] = [e.at(carried[0], SQUARE)]
 
     i = types.intp
-    signature = types.void(scores, i, state, scale, sums, i, types.boolean)
-    return signature, emitted("attention.new_maxima", body, emitter=TileEmitter)
+    signature = types.void(scores, i, state, scale, sums, i, types.boolean, tiles)
+    return signature, emitted(f"attention.new_maxima.{parted}", body, emitter=TileEmitter)
 
 
 @intrinsic
 def _weigh(typingctx, scores, blocks, scale, keep, keep_row, state, packed, packed_next):
     """Scores become weights p = 2^(scale·(score − m)), which are added to l, multiplied by `keep`, rounded and packed.
 
-    `packed` is a right operand: two rows of tiles, for two times 16 (permuted) queries.
+    `packed` is a right operand: two rows of tiles, for two times 16 queries.
     """
+    parted, (apart, step, size) = in_parts(packed), _pairing(packed)
 
     def body(e, scores, blocks, scale, keep, keep_row, state, packed, packed_next):
         builder = e.builder
         scale, total = e.broadcast(scale), e.at(state, SQUARE)
         bias = [builder.fneg(builder.fmul(m, scale)) for m in _two(e, state)]
         start = [*_two(e, total), e.zero(), e.zero()]
-        with e.loop(builder.mul(blocks, INT(SQUARE // 2)), [scores, keep, packed, *start]) as carried:
-            score, kept, target, *l = carried
-            rows = []
-            for row in range(2):
-                p = [emit_exp2(builder, e.fma(s, scale, b))
-                     for s, b in zip(_two(e, e.at(score, row * SQUARE)), bias, strict=True)]
-                l[2 * row:2 * row + 2] = map(e.add, l[2 * row:2 * row + 2], p)
-                rows.append(e.round_pair(*map(builder.fmul, p, _two(e, e.at(kept, keep_row) if row else kept))))
-            low, high = e.unpack(*rows)
-            e.store(low, target)
-            e.store(high, e.at(target, packed_next))
-            twice = builder.mul(keep_row, INT(2))
-            carried[:] = [e.at(score, 2 * SQUARE), e.at(kept, twice), e.at(target, LINES), *l]
-        l = carried[3:]
+        with e.loop(blocks, [scores, keep, packed, *start]) as outer:
+            block, block_kept, tile, *l = outer
+            with e.loop(INT(LINES), [block, block_kept, tile, *l]) as inner:
+                score, kept, target, *l = inner
+                rows = []
+                for row in range(2):
+                    numbers, keeps = e.at(score, row * apart * SQUARE), e.at(kept, builder.mul(keep_row, INT(row * apart)))
+                    p = [emit_exp2(builder, e.fma(s, scale, b)) for s, b in zip(_two(e, numbers), bias, strict=True)]
+                    l[2 * row:2 * row + 2] = map(e.add, l[2 * row:2 * row + 2], p)
+                    rows.append(list(map(builder.fmul, p, _two(e, keeps))))
+                first, second = _rows_of_right(e, *rows, parted)
+                _store_parts(e, first, target)
+                _store_parts(e, second, e.at(target, packed_next))
+                inner[:] = [e.at(score, step * SQUARE), e.at(kept, builder.mul(keep_row, INT(step))),
+                            e.at(target, LINES), *l]  # fmt: skip
+            kept = e.at(block_kept, builder.mul(keep_row, INT(SQUARE)))
+            outer[:] = [e.at(block, BLOCK), kept, e.at(tile, size), *inner[3:]]
+        l = outer[3:]
         for v in range(2):
             e.store(e.add(l[v], l[v + 2]), e.at(total, v * e.lanes))
 
     i = types.intp
     signature = types.void(scores, i, scale, keep, i, state, packed, i)
-    return signature, emitted("attention.weigh", body, emitter=TileEmitter)
+    return signature, emitted(f"attention.weigh.{parted}", body, emitter=TileEmitter)
 
 
 @intrinsic
@@ -225,47 +262,50 @@ def _weigh_gradients(typingctx, scores, dp, scale, keep, keep_row, lse, delta, p
     """A block of scores and of dp = dout·v becomes p = 2^(scale·score − lse) and ds = p·(keep·dp − delta) as tiles.
 
     `p_left` (keep·p) and `ds_left` are left operands (one tile for 16 keys, the next `left_next` further on),
-    `ds_right` a right one (one tile for 16 permuted queries). `lse` counts in units of log 2.
+    `ds_right` a right one (one tile for 16 queries). `lse` counts in units of log 2.
     """
+    parted, (apart, step, _) = in_parts(ds_right), _pairing(ds_right)
+    pairs = LINES // step  # in the left operand's tile of 16 keys
 
     def body(e, scores, dp, scale, keep, keep_row, lse, delta, p_left, ds_left, left_next, ds_right, right_next):
         builder = e.builder
         scale, delta = e.broadcast(scale), _two(e, delta)
         bias = [builder.fneg(x) for x in _two(e, lse)]
-        with e.loop(INT(2), [scores, dp, keep, p_left, ds_left, ds_right]) as outer:
+        with e.loop(INT(step), [scores, dp, keep, p_left, ds_left, ds_right]) as outer:
             _, _, _, p_tile, ds_tile, _ = outer
-            with e.loop(INT(LINES // 2), list(outer)) as inner:
+            with e.loop(INT(pairs), list(outer)) as inner:
                 score, dweight, kept, p_row, ds_row, target = inner
+                other = left_next if parted else INT(LINES)  # where the left operand has the second key
                 rows = []
                 for row in range(2):
-                    keeps = _two(e, e.at(kept, keep_row) if row else kept)
-                    p = [emit_exp2(builder, e.fma(s, scale, b))
-                         for s, b in zip(_two(e, e.at(score, row * SQUARE)), bias, strict=True)]
-                    dropped = map(builder.fmul, _two(e, e.at(dweight, row * SQUARE)), keeps)
-                    ds = map(builder.fmul, p, map(builder.fsub, dropped, delta))
-                    rows.append(e.round_pair(*ds))
-                    e.store(e.round_pair(*map(builder.fmul, p, keeps)), e.at(p_row, row * LINES))
-                    e.store(rows[row], e.at(ds_row, row * LINES))
-                low, high = e.unpack(*rows)
-                e.store(low, target)
-                e.store(high, e.at(target, right_next))
-                inner[:] = [e.at(score, 2 * SQUARE), e.at(dweight, 2 * SQUARE),
-                            e.at(kept, builder.mul(keep_row, INT(2))), e.at(p_row, 2 * LINES),
-                            e.at(ds_row, 2 * LINES), e.at(target, LINES)]  # fmt: skip
+                    at = lambda start, row=row: e.at(start, row * apart * SQUARE)
+                    keeps = _two(e, e.at(kept, builder.mul(keep_row, INT(row * apart))))
+                    p = [emit_exp2(builder, e.fma(s, scale, b)) for s, b in zip(_two(e, at(score)), bias, strict=True)]
+                    dropped = map(builder.fmul, _two(e, at(dweight)), keeps)
+                    ds = list(map(builder.fmul, p, map(builder.fsub, dropped, delta)))
+                    rows.append(ds)
+                    for numbers, start in ((list(map(builder.fmul, p, keeps)), p_row), (ds, ds_row)):
+                        _store_parts(e, _row_of_left(e, numbers, parted), e.at(start, other) if row else start)
+                first, second = _rows_of_right(e, *rows, parted)
+                _store_parts(e, first, target)
+                _store_parts(e, second, e.at(target, right_next))
+                inner[:] = [e.at(score, step * SQUARE), e.at(dweight, step * SQUARE),
+                            e.at(kept, builder.mul(keep_row, INT(step))), e.at(p_row, step * LINES),
+                            e.at(ds_row, step * LINES), e.at(target, LINES)]  # fmt: skip
             score, dweight, kept, _, _, target = inner
             outer[:] = [score, dweight, kept, e.at(p_tile, left_next), e.at(ds_tile, left_next), target]
 
     i = types.intp
     signature = types.void(scores, dp, scale, keep, i, lse, delta, p_left, ds_left, i, ds_right, i)
-    return signature, emitted("attention.weigh_gradients", body, emitter=TileEmitter)
+    return signature, emitted(f"attention.weigh_gradients.{parted}", body, emitter=TileEmitter)
 
 
 @intrinsic
-def _write_transposed(typingctx, sums, factors, out, out_row, rows, D):
-    """out (rows of 32, D) = factors · sumsᵀ, where sums (D padded, 32) and factors (32) have their queries permuted."""
-    kind = llvm.IntType(16) if out.dtype == types.uint16 else llvm.FloatType()
+def _write_transposed(typingctx, sums, factors, out, out_row, rows, D, tiles):
+    """out (rows of 32, D) = factors · sumsᵀ, where sums (D padded, 32) and factors (32) have queries in the order of columns."""
+    kind, parted = llvm.IntType(16) if out.dtype == types.uint16 else llvm.FloatType(), in_parts(tiles)
 
-    def body(e, sums, factors, out, out_row, rows, D):
+    def body(e, sums, factors, out, out_row, rows, D, _):
         builder = e.builder
         tiles = builder.sdiv(builder.add(D, INT(e.lanes - 1)), INT(e.lanes))
         factors = _two(e, factors)
@@ -275,26 +315,40 @@ def _write_transposed(typingctx, sums, factors, out, out_row, rows, D):
             for part in range(2):
                 place = lambda d, part=part: e.at(sums, d * SQUARE + part * e.lanes)
                 vectors = [builder.fmul(e.load(place(d)), factors[part]) for d in range(e.lanes)]
-                for row, vector in zip(e.unpacked(part), e.transpose(vectors), strict=True):
+                for row, vector in zip(_queries(e, part, parted), e.transpose(vectors), strict=True):
                     with builder.if_then(builder.icmp_signed(">", rows, INT(row)), likely=True):
                         e.store_stored(vector, e.at(target, builder.mul(out_row, INT(row)), kind), mask, kind)
             carried[:] = [e.at(sums, e.lanes * SQUARE), e.at(target, e.lanes, kind), builder.sub(columns, INT(e.lanes))]
 
     i = types.intp
-    signature = types.void(sums, factors, out, i, i, i)
-    return signature, emitted(f"attention.write_transposed.{kind}", body, emitter=TileEmitter)
+    signature = types.void(sums, factors, out, i, i, i, tiles)
+    return signature, emitted(f"attention.write_transposed.{kind}.{parted}", body, emitter=TileEmitter)
 
 
 @intrinsic
-def _reciprocals(typingctx, state, target):
-    """target (32) = 1 / l, queries permuted."""
+def _reciprocals(typingctx, state, target, tiles):
+    """target (32) = 1 / l, queries in the order of columns."""
+    parted = in_parts(tiles)
 
-    def body(e, state, target):
+    def body(e, state, target, _):
         one = constant(e.vector, 1)
-        for v, l in enumerate(_permuted(e, _two(e, e.at(state, SQUARE)))):
+        for v, l in enumerate(_in_columns(e, _two(e, e.at(state, SQUARE)), parted)):
             e.store(e.builder.fdiv(one, l), e.at(target, v * e.lanes))
 
-    return types.void(state, target), emitted("attention.reciprocals", body, emitter=TileEmitter)
+    return types.void(state, target, tiles), emitted(f"attention.reciprocals.{parted}", body, emitter=TileEmitter)
+
+
+@intrinsic
+def _take_note(typingctx, sums, blocks, total):
+    """Add blocks of sums to 16 totals: NaN among the former is NaN in one of these."""
+
+    def body(e, sums, blocks, total):
+        with e.loop(e.builder.mul(blocks, INT(SQUARE)), [sums, e.load(total), e.zero()]) as carried:
+            row, x, y = carried
+            carried[:] = e.at(row, SQUARE), e.add(x, e.load(row)), e.add(y, e.load(e.at(row, e.lanes)))
+        e.store(e.add(*carried[1:]), total)
+
+    return types.void(sums, types.intp, total), emitted("attention.take_note", body, emitter=TileEmitter)
 
 
 # --- packing ---
@@ -306,7 +360,7 @@ def _pack_rows(source, stride, rows, D, depth, packed):
     for i in range(0, round_up(rows, SQUARE), LINES):
         for k in range(depth):
             corner = shift(source, i * stride + k * SQUARE)
-            _pack_along(shift(packed, (i // LINES * depth + k) * TILE), corner, stride, rows - i, D - k * SQUARE)
+            _pack_along(shift(packed, (i // LINES * depth + k) * tile_numbers(packed)), corner, stride, rows - i, D - k * SQUARE)
 
 
 @kernel
@@ -314,7 +368,7 @@ def _pack_rows_transposed(source, stride, rows, D, depth, packed):
     """(rows, D) → its transpose as a right operand, [rows by 16][D by 32]; rows are padded to pairs of tiles."""
     for i in range(0, round_up(rows, SQUARE), LINES):
         for k in range(depth):
-            corner, target = shift(source, i * stride + k * SQUARE), shift(packed, (i // LINES * depth + k) * TILE)
+            corner, target = shift(source, i * stride + k * SQUARE), shift(packed, (i // LINES * depth + k) * tile_numbers(packed))
             _pack_along_transposed(target, corner, stride, rows - i, D - k * SQUARE)
 
 
@@ -323,7 +377,7 @@ def _pack_columns(source, stride, rows, D, steps, packed):
     """(rows, D) → a right operand, [D by 16, padded to pairs][rows by 32, of `steps`]."""
     for k in range(-(-rows // SQUARE)):
         for d in range(0, round_up(D, SQUARE), LINES):
-            corner, target = shift(source, k * SQUARE * stride + d), shift(packed, (d // LINES * steps + k) * TILE)
+            corner, target = shift(source, k * SQUARE * stride + d), shift(packed, (d // LINES * steps + k) * tile_numbers(packed))
             _pack_across(target, corner, stride, rows - k * SQUARE, D - d)
 
 
@@ -332,8 +386,21 @@ def _pack_columns_transposed(source, stride, rows, D, steps, packed):
     """(rows, D) → its transpose as a left operand, [D by 16, padded to pairs][rows by 32, of `steps`]."""
     for k in range(-(-rows // SQUARE)):
         for d in range(0, round_up(D, SQUARE), LINES):
-            corner, target = shift(source, k * SQUARE * stride + d), shift(packed, (d // LINES * steps + k) * TILE)
+            corner, target = shift(source, k * SQUARE * stride + d), shift(packed, (d // LINES * steps + k) * tile_numbers(packed))
             _pack_across_transposed(target, corner, stride, rows - k * SQUARE, D - d)
+
+
+@kernel
+def _pack_queries(q, stride, rows, D, depth, scale, space, packed):
+    """Queries, in parts multiplied by `scale` (in `space`), → qᵀ as a right operand."""
+    if is_in_parts(packed):
+        width = depth * SQUARE
+        for i in range(0, rows, SQUARE):
+            here, target = min(SQUARE, rows - i), shift(packed, i // LINES * depth * tile_numbers(packed))
+            pack(shift(q, i * stride), stride, space, width, here, D, width, scale)
+            _pack_rows_transposed(space, width, here, D, depth, target)
+    else:
+        _pack_rows_transposed(q, stride, rows, D, depth, packed)
 
 
 @kernel
@@ -352,35 +419,46 @@ def _keep(position, row_length, dropout, keep):
 # --- one task: a key/value head with its query heads ---
 
 
-def forward_size(shape: tuple[int, ...], itemsize: int) -> int:
+def _forward_size(shape: tuple[int, ...], tile: int, chunk: int) -> int:
     """Numbers in a workspace of `forward`: the sum of what it lays out."""
     depth, key_steps = -(-shape[5] // SQUARE), -(-shape[4] // SQUARE)
-    return (4 * key_steps + 2) * depth * TILE + 2 * STEPS * TILE + (2 * STEPS + depth) * BLOCK + 4 * SQUARE
+    STEPS = chunk // SQUARE
+    tiles = (4 * key_steps + 2) * depth + 2 * STEPS
+    return LINES + (2 * STEPS + 2 * depth) * BLOCK + 3 * SQUARE + tiles * tile
 
 
-def backward_size(shape: tuple[int, ...], itemsize: int) -> int:
+def _backward_size(shape: tuple[int, ...], tile: int, chunk: int) -> int:
     """Numbers in a workspace of `backward`."""
     depth, key_steps = -(-shape[5] // SQUARE), -(-shape[4] // SQUARE)
+    STEPS = chunk // SQUARE
     tiles = 6 * key_steps * depth + 8 * STEPS * depth + 4 * STEPS + 2 * STEPS * STEPS
-    return tiles * TILE + (2 * key_steps * depth + STEPS * depth + 3) * BLOCK + 2 * CHUNK + SQUARE
+    blocks = (2 * key_steps + STEPS + 1) * depth + 3
+    return LINES + blocks * BLOCK + 2 * chunk + SQUARE + tiles * tile
 
 
 @kernel
-def _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, memory):
+def _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, memory, tiles):
     """The tasks of one thread: out and lse of whole heads, or of parts of their queries."""
     B, H, K, Tq, Tk, D, parts = shape
+    span_of_chunk = CHUNK_IN_PARTS if is_in_parts(tiles) else CHUNK
+    STEPS = span_of_chunk // SQUARE
     q, k, v, out = heads(places, 0, like), heads(places, 1, like), heads(places, 2, like), heads(places, 3, like)
     scale2, dropping = np.float32(scale * LOG2_E), dropout[2] > 0
     depth, key_steps, units = -(-D // SQUARE), -(-Tk // SQUARE), -(-Tq // SQUARE)
-    keys = pointer(memory)
-    values = shift(keys, 2 * key_steps * depth * TILE)
-    queries = shift(values, 2 * key_steps * depth * TILE)
-    weights = shift(queries, 2 * depth * TILE)
-    scores = shift(weights, 2 * STEPS * TILE)
+    scores = shift(memory, LINES)
     keep = shift(scores, STEPS * BLOCK)
     sums = shift(keep, STEPS * BLOCK)
-    state = shift(sums, depth * BLOCK)  # m, l
+    space = shift(sums, depth * BLOCK)
+    state = shift(space, depth * BLOCK)  # m, l
     factors = shift(state, 2 * SQUARE)
+    tile = tile_numbers(tiles)
+    keys = shift(tiles, LINES + (2 * STEPS + 2 * depth) * BLOCK + 3 * SQUARE)
+    values = shift(keys, 2 * key_steps * depth * tile)
+    queries = shift(values, 2 * key_steps * depth * tile)
+    weights = shift(queries, 2 * depth * tile)
+    scale_p = np.float32(1) if is_in_parts(tiles) else scale2  # queries in parts are scaled
+    for i in range(LINES):
+        memory[i] = 0
     for i in range(SQUARE):
         keep[i] = 1  # one row for all keys, where nothing is dropped
     keep_row = SQUARE if dropping else 0
@@ -396,59 +474,68 @@ def _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, w
             head, first = kv * (H // K) + unit // units, unit % units * SQUARE
             rows = min(SQUARE, Tq - first)
             row0 = (batch * H + head) * Tq + first  # rows are numbered for dropout and in lse
-            _pack_rows_transposed(at(q, batch, head, first), q.row, rows, D, depth, queries)
-            for chunk in range(0, min(Tk, first + rows - 1 + offset), CHUNK):
-                blocks = -(-min(CHUNK, Tk - chunk, first + rows - 1 + offset - chunk) // SQUARE)
+            _pack_queries(at(q, batch, head, first), q.row, rows, D, depth, scale2, space, queries)
+            for chunk in range(0, min(Tk, first + rows - 1 + offset), span_of_chunk):
+                blocks = -(-min(span_of_chunk, Tk - chunk, first + rows - 1 + offset - chunk) // SQUARE)
                 for block in range(blocks):
                     j, target = chunk + block * SQUARE, shift(scores, block * BLOCK)
-                    _multiply(shift(keys, j // LINES * depth * TILE), depth * TILE, queries, depth * TILE, depth,
+                    _multiply(shift(keys, j // LINES * depth * tile), depth * tile, queries, depth * tile, depth,
                               target, SQUARE, False)  # fmt: skip
                     if first + offset < j + SQUARE or Tk < j + SQUARE:
                         _hide(target, first + offset - j, Tk - j)
                     if dropping:
                         _keep(row0 * Tk + j, Tk, dropout, shift(keep, block * BLOCK))
-                _new_maxima(scores, blocks, state, scale2, sums, depth * SQUARE, chunk == 0)
-                _weigh(scores, blocks, scale2, keep, keep_row, state, weights, STEPS * TILE)
+                _new_maxima(scores, blocks, state, scale_p, sums, depth * SQUARE, chunk == 0, tiles)
+                _weigh(scores, blocks, scale_p, keep, keep_row, state, weights, STEPS * tile)
                 for d in range(depth):
-                    _multiply(shift(values, (2 * d * key_steps + chunk // SQUARE) * TILE), key_steps * TILE,
-                              weights, STEPS * TILE, blocks, shift(sums, d * BLOCK), SQUARE, chunk > 0)  # fmt: skip
-            _reciprocals(state, factors)
-            _write_transposed(sums, factors, at(out, batch, head, first), out.row, rows, D)
+                    _multiply(shift(values, (2 * d * key_steps + chunk // SQUARE) * tile), key_steps * tile,
+                              weights, STEPS * tile, blocks, shift(sums, d * BLOCK), SQUARE, chunk > 0)  # fmt: skip
+            if is_in_parts(tiles):
+                _take_note(sums, depth, memory)
+            _reciprocals(state, factors, tiles)
+            _write_transposed(sums, factors, at(out, batch, head, first), out.row, rows, D, tiles)
             for i in range(rows):
-                lse[row0 + i] = state[i] * scale2 + log(state[SQUARE + i]) * np.float32(LOG2_E)
+                lse[row0 + i] = state[i] * scale_p + log(state[SQUARE + i]) * np.float32(LOG2_E)
     release_tiles(keys)
 
 
 @kernel
-def _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, memory):
+def _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, memory, tiles):
     """The tasks of one thread: dq, and dk and dv of whole heads or what parts of their queries add to them."""
     B, H, K, Tq, Tk, D, parts = shape
+    span_of_chunk = CHUNK_IN_PARTS if is_in_parts(tiles) else CHUNK
+    STEPS = span_of_chunk // SQUARE
     q, k, v, out = heads(places, 0, like), heads(places, 1, like), heads(places, 2, like), heads(places, 3, like)
     dout, dq, dk, dv = heads(places, 4, like), heads(places, 5, like), heads(places, 6, like), heads(places, 7, like)
     scale2, dropping = np.float32(scale * LOG2_E), dropout[2] > 0
     depth, key_steps = -(-D // SQUARE), -(-Tk // SQUARE)
     width = depth * SQUARE
-    span = CHUNK if parts == 1 else 2 * SQUARE  # queries in one unit of work
+    span = span_of_chunk if parts == 1 else 2 * SQUARE  # queries in one unit of work
     units = -(-Tq // span)
-    keys = pointer(memory)
-    values = shift(keys, 2 * key_steps * depth * TILE)
-    keys_transposed = shift(values, 2 * key_steps * depth * TILE)
-    queries = shift(keys_transposed, 2 * key_steps * depth * TILE)
-    queries_transposed = shift(queries, 2 * STEPS * depth * TILE)
-    douts = shift(queries_transposed, 2 * STEPS * depth * TILE)
-    douts_transposed = shift(douts, 2 * STEPS * depth * TILE)
-    p_left = shift(douts_transposed, 2 * STEPS * depth * TILE)
-    ds_left = shift(p_left, 2 * STEPS * TILE)
-    ds_right = shift(ds_left, 2 * STEPS * TILE)
-    dkeys = shift(ds_right, 2 * STEPS * STEPS * TILE)
+    dkeys = shift(memory, LINES)
     dvalues = shift(dkeys, key_steps * depth * BLOCK)
     dqueries = shift(dvalues, key_steps * depth * BLOCK)
-    scores = shift(dqueries, STEPS * depth * BLOCK)
+    space = shift(dqueries, STEPS * depth * BLOCK)
+    scores = shift(space, depth * BLOCK)
     dweights = shift(scores, BLOCK)
     keep = shift(dweights, BLOCK)
     log_sums = shift(keep, BLOCK)
-    deltas = shift(log_sums, CHUNK)
-    factors = shift(deltas, CHUNK)
+    deltas = shift(log_sums, span_of_chunk)
+    factors = shift(deltas, span_of_chunk)
+    tile = tile_numbers(tiles)
+    keys = shift(tiles, LINES + ((2 * key_steps + STEPS + 1) * depth + 3) * BLOCK + 2 * span_of_chunk + SQUARE)
+    values = shift(keys, 2 * key_steps * depth * tile)
+    keys_transposed = shift(values, 2 * key_steps * depth * tile)
+    queries = shift(keys_transposed, 2 * key_steps * depth * tile)
+    queries_transposed = shift(queries, 2 * STEPS * depth * tile)
+    douts = shift(queries_transposed, 2 * STEPS * depth * tile)
+    douts_transposed = shift(douts, 2 * STEPS * depth * tile)
+    p_left = shift(douts_transposed, 2 * STEPS * depth * tile)
+    ds_left = shift(p_left, 2 * STEPS * tile)
+    ds_right = shift(ds_left, 2 * STEPS * tile)
+    scale_p = np.float32(1) if is_in_parts(tiles) else scale2  # queries in parts are scaled
+    for i in range(LINES):
+        memory[i] = 0
     for i in range(SQUARE):
         keep[i], factors[i] = 1, scale
     keep_row = SQUARE if dropping else 0
@@ -468,7 +555,7 @@ def _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, 
             rows = min(span, Tq - first)
             row0 = (batch * H + head) * Tq + first  # rows are numbered for dropout and in lse
             q_start, dout_start = at(q, batch, head, first), at(dout, batch, head, first)
-            _pack_rows_transposed(q_start, q.row, rows, D, depth, queries_transposed)
+            _pack_queries(q_start, q.row, rows, D, depth, scale2, space, queries_transposed)
             _pack_columns(q_start, q.row, rows, D, STEPS, queries)
             _pack_rows_transposed(dout_start, dout.row, rows, D, depth, douts_transposed)
             _pack_columns(dout_start, dout.row, rows, D, STEPS, douts)
@@ -477,63 +564,109 @@ def _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, 
             for i in range(query_blocks * SQUARE):
                 log_sums[i] = lse[row0 + i] if i < rows else 0
                 deltas[i] = deltas[i] if i < rows else 0
-            for chunk in range(0, min(Tk, first + rows - 1 + offset), CHUNK):
-                key_blocks = -(-min(CHUNK, Tk - chunk, first + rows - 1 + offset - chunk) // SQUARE)
+            for chunk in range(0, min(Tk, first + rows - 1 + offset), span_of_chunk):
+                key_blocks = -(-min(span_of_chunk, Tk - chunk, first + rows - 1 + offset - chunk) // SQUARE)
                 for block in range(key_blocks):
                     j = chunk + block * SQUARE
                     begin = max(0, j - offset + 1 - first) // SQUARE  # the first block of queries that sees these keys
-                    panel = j // LINES * depth * TILE
+                    panel = j // LINES * depth * tile
                     for i in range(begin, query_blocks):
-                        seen, panel_q = first + i * SQUARE + offset - j, 2 * i * depth * TILE
-                        _multiply(shift(keys, panel), depth * TILE, shift(queries_transposed, panel_q), depth * TILE,
+                        seen, panel_q = first + i * SQUARE + offset - j, 2 * i * depth * tile
+                        _multiply(shift(keys, panel), depth * tile, shift(queries_transposed, panel_q), depth * tile,
                                   depth, scores, SQUARE, False)  # fmt: skip
                         if seen < SQUARE or Tk - j < SQUARE:
                             _hide(scores, seen, Tk - j)
-                        _multiply(shift(values, panel), depth * TILE, shift(douts_transposed, panel_q), depth * TILE,
+                        _multiply(shift(values, panel), depth * tile, shift(douts_transposed, panel_q), depth * tile,
                                   depth, dweights, SQUARE, False)  # fmt: skip
                         if dropping:
                             _keep((row0 + i * SQUARE) * Tk + j, Tk, dropout, keep)
                         _weigh_gradients(
-                            scores, dweights, scale2, keep, keep_row, shift(log_sums, i * SQUARE),
-                            shift(deltas, i * SQUARE), shift(p_left, i * TILE), shift(ds_left, i * TILE),
-                            STEPS * TILE, shift(ds_right, (2 * i * STEPS + block) * TILE), STEPS * TILE,
+                            scores, dweights, scale_p, keep, keep_row, shift(log_sums, i * SQUARE),
+                            shift(deltas, i * SQUARE), shift(p_left, i * tile), shift(ds_left, i * tile),
+                            STEPS * tile, shift(ds_right, (2 * i * STEPS + block) * tile), STEPS * tile,
                         )  # fmt: skip
                     for d in range(depth):
-                        part_q, target = (2 * d * STEPS + begin) * TILE, j * width + d * SQUARE
-                        _multiply(shift(p_left, begin * TILE), STEPS * TILE, shift(douts, part_q), STEPS * TILE,
+                        part_q, target = (2 * d * STEPS + begin) * tile, j * width + d * SQUARE
+                        _multiply(shift(p_left, begin * tile), STEPS * tile, shift(douts, part_q), STEPS * tile,
                                   query_blocks - begin, shift(dvalues, target), width, True)  # fmt: skip
-                        _multiply(shift(ds_left, begin * TILE), STEPS * TILE, shift(queries, part_q), STEPS * TILE,
+                        _multiply(shift(ds_left, begin * tile), STEPS * tile, shift(queries, part_q), STEPS * tile,
                                   query_blocks - begin, shift(dkeys, target), width, True)  # fmt: skip
                 for i in range(query_blocks):
                     seen = first + i * SQUARE + SQUARE - 1 + offset - chunk  # by the last query of the block
                     blocks = max(0, min(key_blocks, -(-seen // SQUARE)))
                     for d in range(depth):
-                        _multiply(shift(keys_transposed, (2 * d * key_steps + chunk // SQUARE) * TILE),
-                                  key_steps * TILE, shift(ds_right, 2 * i * STEPS * TILE), STEPS * TILE, blocks,
+                        _multiply(shift(keys_transposed, (2 * d * key_steps + chunk // SQUARE) * tile),
+                                  key_steps * tile, shift(ds_right, 2 * i * STEPS * tile), STEPS * tile, blocks,
                                   shift(dqueries, (i * depth + d) * BLOCK), SQUARE, chunk > 0)  # fmt: skip
             for i in range(query_blocks):
                 target = at(dq, batch, head, first + i * SQUARE)
-                _write_transposed(shift(dqueries, i * depth * BLOCK), factors, target, dq.row, rows - i * SQUARE, D)
+                _write_transposed(shift(dqueries, i * depth * BLOCK), factors, target, dq.row, rows - i * SQUARE, D, tiles)
+            if is_in_parts(tiles):
+                _take_note(dqueries, query_blocks * depth, memory)
+        if is_in_parts(tiles):
+            _take_note(dkeys, 2 * key_steps * depth, memory)  # and dvalues
         unpack(dkeys, width, at(dk, part * B + batch, kv, 0), dk.row, Tk, D, width, scale)
         unpack(dvalues, width, at(dv, part * B + batch, kv, 0), dv.row, Tk, D, width, np.float32(1))
     release_tiles(keys)
 
 
-def forward(shared_type):
+def _forward(shared_type):
     """What each thread does in `attention.py`'s call."""
 
     def work(shared, worker):
         places, like, shape, lse, scale, offset, dropout, counters, memory = load(shared, shared_type)
-        _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, memory[worker])
+        start = pointer(memory[worker])
+        _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, start, start)
 
     return work
 
 
-def backward(shared_type):
+def _backward(shared_type):
     """What each thread does in `attention.py`'s call."""
 
     def work(shared, worker):
         places, like, shape, lse, scale, offset, dropout, counters, memory = load(shared, shared_type)
-        _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, memory[worker])
+        start = pointer(memory[worker])
+        _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, start, start)
 
     return work
+
+
+def _forward_in_parts(shared_type):
+    """What each thread does in `attention.py`'s call."""
+
+    def work(shared, worker):
+        places, like, shape, lse, scale, offset, dropout, counters, memory = load(shared, shared_type)
+        start = pointer(memory[worker])
+        _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, start, as_parts(start))
+
+    return work
+
+
+def _backward_in_parts(shared_type):
+    """What each thread does in `attention.py`'s call."""
+
+    def work(shared, worker):
+        places, like, shape, lse, scale, offset, dropout, counters, memory = load(shared, shared_type)
+        start = pointer(memory[worker])
+        _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, start, as_parts(start))
+
+    return work
+
+
+class Room(NamedTuple):
+    """What each thread does, and the numbers its workspace needs: of (shape, the size of a number in bytes)."""
+
+    forward: Callable
+    backward: Callable
+    forward_size: Callable
+    backward_size: Callable
+
+
+rounded = Room(
+    _forward, _backward, lambda shape, _: _forward_size(shape, TILE, CHUNK), lambda shape, _: _backward_size(shape, TILE, CHUNK)
+)
+split = Room(
+    _forward_in_parts, _backward_in_parts, lambda shape, _: _forward_size(shape, PARTS * TILE, CHUNK_IN_PARTS),
+    lambda shape, _: _backward_size(shape, PARTS * TILE, CHUNK_IN_PARTS),
+)  # fmt: skip
