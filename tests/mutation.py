@@ -71,13 +71,13 @@ OTHERS = {
     "arrays": "arrays", "ir": "ir matmul attention bfloat16 split mlp", "matrix": "matmul bfloat16",
     "tasks": "tasks matmul attention", "bfloat16": "bfloat16 split mlp attention",
     "matmul": "matmul split mlp bfloat16", "split": "split matmul mlp",
-    "attention_parts": "attention", "attention_vectors": "attention", "attention_bfloat16": "attention",
+    "attention_parts": "attention", "attention_vectors": "attention", "attention_tiles": "attention",
     "epilogue": "mlp",
     "special": "", "elementary": "elementary softmax activation",
 }  # fmt: skip
 # Which of these tests meet the kernel; the others would only compile more. One on a smaller processor is a process of
 # its own, in which nothing is changed.
-AIMED = {"attention_bfloat16": "bfloat16 or even", "attention_vectors": "not bfloat16"}
+AIMED = {"attention_tiles": "bfloat16 or even or parts", "attention_vectors": "not bfloat16 and not parts"}
 AIMED["bfloat16"] = "bfloat16 or split or even or mlp"
 ELSEWHERE = "not processor"
 INFRASTRUCTURE = {"jit", "memory", "__init__"}  # how kernels are compiled and memory is kept: no arithmetic

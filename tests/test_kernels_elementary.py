@@ -10,6 +10,9 @@ from kernel_checks import DTYPES, PRECISE
 from llvmlite import ir
 
 from autograd.kernels import elementary, jit
+from autograd.kernels.bfloat16 import round_to_bfloat16
+from autograd.kernels.elementary import as_number, as_stored, is_narrow
+from autograd.kernels.ir import pointer
 from autograd.kernels.jit import kernel
 
 erf = np.frompyfunc(lambda x: math.erf(x), 1, 1)
@@ -159,6 +162,24 @@ def test_bfloat16_is_the_nearest_and_ties_go_to_even(narrow, bits):
         if not np.isnan(np.uint32(b).view(np.float32)):
             nearest = (b >> 16) + ((b & 0xFFFF) + (b >> 16 & 1) > 0x8000)
             assert s == nearest or (b & 0x7F800000 == 0 and s == b >> 16 & 0x8000), "below 2⁻¹²⁶ it may be 0"
+
+
+@kernel
+def put(x, place):
+    start = pointer(place)
+    start[0] = as_stored(x, start)
+    return is_narrow(start), as_number(start[0])
+
+
+@pytest.mark.parametrize("x", [1 / 3, -0.1, 2.0, 1 + 3 * 2**-8, np.inf])
+def test_numbers_are_stored_as_their_place_says(x):
+    for dtype in (np.float32, np.float64):
+        place = np.zeros(1, dtype)
+        assert put(dtype(x), place) == (False, dtype(x)) and place[0] == dtype(x)
+    bits = np.zeros(1, np.uint16)
+    rounded = round_to_bfloat16(np.float32([x]))
+    assert put(np.float32(x), bits) == (True, rounded[0]) and bits[0] == rounded.view(np.uint32)[0] >> 16
+
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

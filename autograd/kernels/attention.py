@@ -29,6 +29,7 @@ between keys and values.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,7 @@ __all__ = ["attention", "attention_backward"]
 TASKS = 2  # at least, if there are queries enough; each part packs all keys
 ROWS_OF_PART = 64  # queries that a part has at least
 NARROW = np.dtype(np.uint16)  # the bits of bfloat16
-TILED = 32  # queries and keys, and half as many numbers in a head, from which on tiles pay
+TILED = 512, 16  # queries and keys, and numbers in a head, from which on float32 goes to tiles
 FEW = 2  # queries: for so few, packing the keys does not pay
 
 
@@ -61,10 +62,10 @@ def _room(dtype: np.dtype, scale: float, shape: tuple[int, ...]) -> Any:
     """
     if dtype == NARROW and not scale > 0:
         raise ValueError(f"attention in bfloat16: expected a positive scale, got {scale}; use float32 operands")
-    rounded = matmul_precision.current == "bfloat16" and dtype == np.float32 and scale > 0 and amx_available()
-    if rounded or dtype == NARROW:
+    tiles, (*_, Tq, Tk, D, _) = dtype == np.float32 and amx_available(), shape
+    if dtype == NARROW or (tiles and scale > 0 and matmul_precision.current == "bfloat16"):
         return attention_tiles.rounded
-    if dtype == np.float32 and min(*shape[3:5], 2 * shape[5]) >= TILED and tiles_allowed() and amx_available():
+    if tiles and tiles_allowed() and min(Tq, Tk) >= TILED[0] and TILED[1] <= D:
         return attention_tiles.split
     return attention_vectors
 
@@ -156,14 +157,14 @@ def _run(
     tasks: Callable, size: int, shape: tuple[int, ...], arrays: tuple[np.ndarray, ...], lse: np.ndarray, scale: float,
     causal: bool, dropout_p: float, seed: int,
 ) -> bool:  # fmt: skip
-    """Let all threads do `tasks`, each in a workspace of `size` numbers. Whether the first of these is NaN in none."""
+    """Let all threads do `tasks`, each in a workspace of `size` numbers; whether the first of them is NaN nowhere."""
     number, attend = lse.dtype, _compiled(tasks, arrays[0].dtype)
     memory = workspace(number, num_threads(), size)
     attend(places(*arrays), shape, lse.reshape(-1), number.type(scale), _offset(shape, causal),
            _dropout(number, dropout_p, seed), queues(len(memory)), memory)  # fmt: skip
-    total = memory[:, 0].sum()
+    fit = not math.isnan(sum(memory[:, 0].tolist()))
     give_back(memory)
-    return total == total
+    return fit
 
 
 def attention(

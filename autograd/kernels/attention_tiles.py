@@ -1,9 +1,10 @@
-"""Attention with its products in bfloat16 on AMX tiles: softmax and all sums stay in float32.
+"""Attention with its products on AMX tiles, which multiply bfloat16: softmax and all sums stay in float32.
 
-What is multiplied is rounded to bfloat16 (see `bfloat16.py`): q, k, v and dout, and of what is made on the way the
-weights p and the gradients ds of the scores. The formulas are those of `attention.py`; what is different is what
-counts. Tiles multiply 16 times faster than vectors, so the products take a third of the time, and the exponential, the
-rounding and the packing the rest. Three ideas keep it short:
+What is multiplied is rounded to bfloat16 (see `bfloat16.py`), or goes in as three parts that hold all of a float32's
+digits (`split.py`): q, k, v and dout, and of what is made on the way the weights p and the gradients ds of the scores.
+The formulas are those of `attention.py`; what is different is what counts. Tiles multiply 16 times faster than vectors
+(in parts 2.7 times), so the products take a third of the time, and the exponential, the rounding and the packing the
+rest. Three ideas keep it short:
 
 1.  **Scores are made transposed**, Sᵀ = K Qᵀ: keys are rows, queries lie in the lanes of vectors. Largest scores,
     sums, log-sum-exps and δ are then vectors with a lane per query, and nothing is ever reduced across lanes.
@@ -23,6 +24,10 @@ rounding and the packing the rest. Three ideas keep it short:
 Accuracy: each factor is wrong by at most 2⁻⁸ of its value. A score is then wrong by 2⁻⁷·scale·Σ|q·k|, its weight
 relatively by as much, and the result by that and by 2⁻⁷ of Σ p·|v|. Decoding (a query or two) has no use for tiles and
 stays in float32.
+
+In parts all that is as accurate as on vectors. Queries are scaled before they are split, so that the largest score less
+itself is zero. A pair is two numbers 16 places apart instead of neighbours, as for any product in parts, so nothing is
+`unpack`ed. An infinite number has no parts and makes sums NaN: `_take_note` says so, and vectors do it again.
 
 Left out: float64, and the AVX-512 instruction for bfloat16 on processors that have no tiles.
 """
@@ -65,7 +70,7 @@ from .tasks import load, next_task
 __all__ = ["rounded", "split"]
 
 CHUNK = 256  # keys, and in the backward pass queries, whose weights are kept as tiles before they are multiplied
-CHUNK_IN_PARTS = 64
+CHUNK_IN_PARTS = 64  # as tiles in parts take three times the room, and are to be loaded from the first-level cache
 BLOCK = SQUARE * SQUARE  # scores that are made at a time
 
 
@@ -120,15 +125,20 @@ def _in_columns(e, vectors, parted):
     return vectors if parted else [e.shuffle(*vectors, e.unpacked(part)) for part in range(2)]
 
 
+def _parts(e, vectors, parted):
+    """Vectors as they are paired: split, or still whole."""
+    return [e.split(x) if parted else x for x in vectors]
+
+
 def _row_of_left(e, numbers, parted):
     """The row, of each part, that 32 queries of one key make of a left operand: pairs along them."""
-    return e.split_pair(*numbers) if parted else [e.round_pair(*numbers)]
+    return list(map(e.pair, *numbers)) if parted else [e.round_pair(*numbers)]
 
 
 def _rows_of_right(e, first, second, parted):
     """The row, of each part, that 32 queries of two keys make of each tile of a right operand: pairs of the keys."""
     if parted:
-        return [e.split_pair(x, y) for x, y in zip(first, second, strict=True)]
+        return [list(map(e.pair, x, y)) for x, y in zip(first, second, strict=True)]
     return [[row] for row in e.unpack(e.round_pair(*first), e.round_pair(*second))]
 
 
@@ -236,10 +246,11 @@ def _weigh(typingctx, scores, blocks, scale, keep, keep_row, state, packed, pack
                 score, kept, target, *l = inner
                 rows = []
                 for row in range(2):
-                    numbers, keeps = e.at(score, row * apart * SQUARE), e.at(kept, builder.mul(keep_row, INT(row * apart)))
-                    p = [emit_exp2(builder, e.fma(s, scale, b)) for s, b in zip(_two(e, numbers), bias, strict=True)]
+                    numbers = _two(e, e.at(score, row * apart * SQUARE))
+                    keeps = _two(e, e.at(kept, builder.mul(keep_row, INT(row * apart))))
+                    p = [emit_exp2(builder, e.fma(s, scale, b)) for s, b in zip(numbers, bias, strict=True)]
                     l[2 * row:2 * row + 2] = map(e.add, l[2 * row:2 * row + 2], p)
-                    rows.append(list(map(builder.fmul, p, _two(e, keeps))))
+                    rows.append(_parts(e, map(builder.fmul, p, keeps), parted))
                 first, second = _rows_of_right(e, *rows, parted)
                 _store_parts(e, first, target)
                 _store_parts(e, second, e.at(target, packed_next))
@@ -282,9 +293,9 @@ def _weigh_gradients(typingctx, scores, dp, scale, keep, keep_row, lse, delta, p
                     keeps = _two(e, e.at(kept, builder.mul(keep_row, INT(row * apart))))
                     p = [emit_exp2(builder, e.fma(s, scale, b)) for s, b in zip(_two(e, at(score)), bias, strict=True)]
                     dropped = map(builder.fmul, _two(e, at(dweight)), keeps)
-                    ds = list(map(builder.fmul, p, map(builder.fsub, dropped, delta)))
+                    ds = _parts(e, map(builder.fmul, p, map(builder.fsub, dropped, delta)), parted)
                     rows.append(ds)
-                    for numbers, start in ((list(map(builder.fmul, p, keeps)), p_row), (ds, ds_row)):
+                    for numbers, start in ((_parts(e, map(builder.fmul, p, keeps), parted), p_row), (ds, ds_row)):
                         _store_parts(e, _row_of_left(e, numbers, parted), e.at(start, other) if row else start)
                 first, second = _rows_of_right(e, *rows, parted)
                 _store_parts(e, first, target)
@@ -302,7 +313,7 @@ def _weigh_gradients(typingctx, scores, dp, scale, keep, keep_row, lse, delta, p
 
 @intrinsic
 def _write_transposed(typingctx, sums, factors, out, out_row, rows, D, tiles):
-    """out (rows of 32, D) = factors · sumsᵀ, where sums (D padded, 32) and factors (32) have queries in the order of columns."""
+    """out (rows of 32, D) = factors · sumsᵀ; sums (D padded, 32) and factors (32) have queries in the order of columns."""
     kind, parted = llvm.IntType(16) if out.dtype == types.uint16 else llvm.FloatType(), in_parts(tiles)
 
     def body(e, sums, factors, out, out_row, rows, D, _):
@@ -339,19 +350,29 @@ def _reciprocals(typingctx, state, target, tiles):
 
 
 @intrinsic
-def _take_note(typingctx, sums, blocks, total):
-    """Add blocks of sums to 16 totals: NaN among the former is NaN in one of these."""
+def _take_note(typingctx, sums, blocks, note, tiles):
+    """Of sums of parts: NaN among these blocks makes the number `note` NaN."""
 
-    def body(e, sums, blocks, total):
-        with e.loop(e.builder.mul(blocks, INT(SQUARE)), [sums, e.load(total), e.zero()]) as carried:
+    def body(e, sums, blocks, note, _):
+        if not in_parts(tiles):
+            return
+        with e.loop(e.builder.mul(blocks, INT(SQUARE)), [sums, e.zero(), e.zero()]) as carried:
             row, x, y = carried
             carried[:] = e.at(row, SQUARE), e.add(x, e.load(row)), e.add(y, e.load(e.at(row, e.lanes)))
-        e.store(e.add(*carried[1:]), total)
+        total = e.builder.load(note, typ=e.number)
+        e.builder.store(e.builder.fadd(total, e.sum(e.add(*carried[1:]))), note)
 
-    return types.void(sums, types.intp, total), emitted("attention.take_note", body, emitter=TileEmitter)
+    emit = emitted(f"attention.take_note.{in_parts(tiles)}", body, emitter=TileEmitter)
+    return types.void(sums, types.intp, note, tiles), emit
 
 
 # --- packing ---
+
+
+@kernel
+def _tile(packed, number):
+    """Where a tile begins, of those that lie one after the other."""
+    return shift(packed, number * tile_numbers(packed))
 
 
 @kernel
@@ -360,7 +381,7 @@ def _pack_rows(source, stride, rows, D, depth, packed):
     for i in range(0, round_up(rows, SQUARE), LINES):
         for k in range(depth):
             corner = shift(source, i * stride + k * SQUARE)
-            _pack_along(shift(packed, (i // LINES * depth + k) * tile_numbers(packed)), corner, stride, rows - i, D - k * SQUARE)
+            _pack_along(_tile(packed, i // LINES * depth + k), corner, stride, rows - i, D - k * SQUARE)
 
 
 @kernel
@@ -368,7 +389,7 @@ def _pack_rows_transposed(source, stride, rows, D, depth, packed):
     """(rows, D) → its transpose as a right operand, [rows by 16][D by 32]; rows are padded to pairs of tiles."""
     for i in range(0, round_up(rows, SQUARE), LINES):
         for k in range(depth):
-            corner, target = shift(source, i * stride + k * SQUARE), shift(packed, (i // LINES * depth + k) * tile_numbers(packed))
+            corner, target = shift(source, i * stride + k * SQUARE), _tile(packed, i // LINES * depth + k)
             _pack_along_transposed(target, corner, stride, rows - i, D - k * SQUARE)
 
 
@@ -377,7 +398,7 @@ def _pack_columns(source, stride, rows, D, steps, packed):
     """(rows, D) → a right operand, [D by 16, padded to pairs][rows by 32, of `steps`]."""
     for k in range(-(-rows // SQUARE)):
         for d in range(0, round_up(D, SQUARE), LINES):
-            corner, target = shift(source, k * SQUARE * stride + d), shift(packed, (d // LINES * steps + k) * tile_numbers(packed))
+            corner, target = shift(source, k * SQUARE * stride + d), _tile(packed, d // LINES * steps + k)
             _pack_across(target, corner, stride, rows - k * SQUARE, D - d)
 
 
@@ -386,7 +407,7 @@ def _pack_columns_transposed(source, stride, rows, D, steps, packed):
     """(rows, D) → its transpose as a left operand, [D by 16, padded to pairs][rows by 32, of `steps`]."""
     for k in range(-(-rows // SQUARE)):
         for d in range(0, round_up(D, SQUARE), LINES):
-            corner, target = shift(source, k * SQUARE * stride + d), shift(packed, (d // LINES * steps + k) * tile_numbers(packed))
+            corner, target = shift(source, k * SQUARE * stride + d), _tile(packed, d // LINES * steps + k)
             _pack_across_transposed(target, corner, stride, rows - k * SQUARE, D - d)
 
 
@@ -396,7 +417,7 @@ def _pack_queries(q, stride, rows, D, depth, scale, space, packed):
     if is_in_parts(packed):
         width = depth * SQUARE
         for i in range(0, rows, SQUARE):
-            here, target = min(SQUARE, rows - i), shift(packed, i // LINES * depth * tile_numbers(packed))
+            here, target = min(SQUARE, rows - i), _tile(packed, i // LINES * depth)
             pack(shift(q, i * stride), stride, space, width, here, D, width, scale)
             _pack_rows_transposed(space, width, here, D, depth, target)
     else:
@@ -422,17 +443,17 @@ def _keep(position, row_length, dropout, keep):
 def _forward_size(shape: tuple[int, ...], tile: int, chunk: int) -> int:
     """Numbers in a workspace of `forward`: the sum of what it lays out."""
     depth, key_steps = -(-shape[5] // SQUARE), -(-shape[4] // SQUARE)
-    STEPS = chunk // SQUARE
-    tiles = (4 * key_steps + 2) * depth + 2 * STEPS
-    return LINES + (2 * STEPS + 2 * depth) * BLOCK + 3 * SQUARE + tiles * tile
+    steps = chunk // SQUARE
+    tiles = (4 * key_steps + 2) * depth + 2 * steps
+    return LINES + (2 * steps + 2 * depth) * BLOCK + 3 * SQUARE + tiles * tile
 
 
 def _backward_size(shape: tuple[int, ...], tile: int, chunk: int) -> int:
     """Numbers in a workspace of `backward`."""
     depth, key_steps = -(-shape[5] // SQUARE), -(-shape[4] // SQUARE)
-    STEPS = chunk // SQUARE
-    tiles = 6 * key_steps * depth + 8 * STEPS * depth + 4 * STEPS + 2 * STEPS * STEPS
-    blocks = (2 * key_steps + STEPS + 1) * depth + 3
+    steps = chunk // SQUARE
+    tiles = 6 * key_steps * depth + 8 * steps * depth + 4 * steps + 2 * steps * steps
+    blocks = (2 * key_steps + steps + 1) * depth + 3
     return LINES + blocks * BLOCK + 2 * chunk + SQUARE + tiles * tile
 
 
@@ -440,25 +461,24 @@ def _backward_size(shape: tuple[int, ...], tile: int, chunk: int) -> int:
 def _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, memory, tiles):
     """The tasks of one thread: out and lse of whole heads, or of parts of their queries."""
     B, H, K, Tq, Tk, D, parts = shape
-    span_of_chunk = CHUNK_IN_PARTS if is_in_parts(tiles) else CHUNK
-    STEPS = span_of_chunk // SQUARE
+    length = CHUNK_IN_PARTS if is_in_parts(tiles) else CHUNK
+    steps = length // SQUARE  # of a chunk
     q, k, v, out = heads(places, 0, like), heads(places, 1, like), heads(places, 2, like), heads(places, 3, like)
     scale2, dropping = np.float32(scale * LOG2_E), dropout[2] > 0
     depth, key_steps, units = -(-D // SQUARE), -(-Tk // SQUARE), -(-Tq // SQUARE)
-    scores = shift(memory, LINES)
-    keep = shift(scores, STEPS * BLOCK)
-    sums = shift(keep, STEPS * BLOCK)
+    scores = shift(memory, LINES)  # the first number is for notes
+    keep = shift(scores, steps * BLOCK)
+    sums = shift(keep, steps * BLOCK)
     space = shift(sums, depth * BLOCK)
     state = shift(space, depth * BLOCK)  # m, l
     factors = shift(state, 2 * SQUARE)
     tile = tile_numbers(tiles)
-    keys = shift(tiles, LINES + (2 * STEPS + 2 * depth) * BLOCK + 3 * SQUARE)
+    keys = shift(tiles, LINES + (2 * steps + 2 * depth) * BLOCK + 3 * SQUARE)
     values = shift(keys, 2 * key_steps * depth * tile)
     queries = shift(values, 2 * key_steps * depth * tile)
     weights = shift(queries, 2 * depth * tile)
     scale_p = np.float32(1) if is_in_parts(tiles) else scale2  # queries in parts are scaled
-    for i in range(LINES):
-        memory[i] = 0
+    memory[0] = 0  # NaN if a sum is
     for i in range(SQUARE):
         keep[i] = 1  # one row for all keys, where nothing is dropped
     keep_row = SQUARE if dropping else 0
@@ -475,8 +495,8 @@ def _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, w
             rows = min(SQUARE, Tq - first)
             row0 = (batch * H + head) * Tq + first  # rows are numbered for dropout and in lse
             _pack_queries(at(q, batch, head, first), q.row, rows, D, depth, scale2, space, queries)
-            for chunk in range(0, min(Tk, first + rows - 1 + offset), span_of_chunk):
-                blocks = -(-min(span_of_chunk, Tk - chunk, first + rows - 1 + offset - chunk) // SQUARE)
+            for chunk in range(0, min(Tk, first + rows - 1 + offset), length):
+                blocks = -(-min(length, Tk - chunk, first + rows - 1 + offset - chunk) // SQUARE)
                 for block in range(blocks):
                     j, target = chunk + block * SQUARE, shift(scores, block * BLOCK)
                     _multiply(shift(keys, j // LINES * depth * tile), depth * tile, queries, depth * tile, depth,
@@ -486,12 +506,11 @@ def _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, w
                     if dropping:
                         _keep(row0 * Tk + j, Tk, dropout, shift(keep, block * BLOCK))
                 _new_maxima(scores, blocks, state, scale_p, sums, depth * SQUARE, chunk == 0, tiles)
-                _weigh(scores, blocks, scale_p, keep, keep_row, state, weights, STEPS * tile)
+                _weigh(scores, blocks, scale_p, keep, keep_row, state, weights, steps * tile)
                 for d in range(depth):
                     _multiply(shift(values, (2 * d * key_steps + chunk // SQUARE) * tile), key_steps * tile,
-                              weights, STEPS * tile, blocks, shift(sums, d * BLOCK), SQUARE, chunk > 0)  # fmt: skip
-            if is_in_parts(tiles):
-                _take_note(sums, depth, memory)
+                              weights, steps * tile, blocks, shift(sums, d * BLOCK), SQUARE, chunk > 0)  # fmt: skip
+            _take_note(sums, depth, memory, tiles)
             _reciprocals(state, factors, tiles)
             _write_transposed(sums, factors, at(out, batch, head, first), out.row, rows, D, tiles)
             for i in range(rows):
@@ -503,39 +522,38 @@ def _forward_tasks(places, like, shape, lse, scale, offset, dropout, counters, w
 def _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, worker, memory, tiles):
     """The tasks of one thread: dq, and dk and dv of whole heads or what parts of their queries add to them."""
     B, H, K, Tq, Tk, D, parts = shape
-    span_of_chunk = CHUNK_IN_PARTS if is_in_parts(tiles) else CHUNK
-    STEPS = span_of_chunk // SQUARE
+    length = CHUNK_IN_PARTS if is_in_parts(tiles) else CHUNK
+    steps = length // SQUARE  # of a chunk
     q, k, v, out = heads(places, 0, like), heads(places, 1, like), heads(places, 2, like), heads(places, 3, like)
     dout, dq, dk, dv = heads(places, 4, like), heads(places, 5, like), heads(places, 6, like), heads(places, 7, like)
     scale2, dropping = np.float32(scale * LOG2_E), dropout[2] > 0
     depth, key_steps = -(-D // SQUARE), -(-Tk // SQUARE)
     width = depth * SQUARE
-    span = span_of_chunk if parts == 1 else 2 * SQUARE  # queries in one unit of work
+    span = length if parts == 1 else 2 * SQUARE  # queries in one unit of work
     units = -(-Tq // span)
-    dkeys = shift(memory, LINES)
+    dkeys = shift(memory, LINES)  # the first number is for notes
     dvalues = shift(dkeys, key_steps * depth * BLOCK)
     dqueries = shift(dvalues, key_steps * depth * BLOCK)
-    space = shift(dqueries, STEPS * depth * BLOCK)
+    space = shift(dqueries, steps * depth * BLOCK)
     scores = shift(space, depth * BLOCK)
     dweights = shift(scores, BLOCK)
     keep = shift(dweights, BLOCK)
     log_sums = shift(keep, BLOCK)
-    deltas = shift(log_sums, span_of_chunk)
-    factors = shift(deltas, span_of_chunk)
+    deltas = shift(log_sums, length)
+    factors = shift(deltas, length)
     tile = tile_numbers(tiles)
-    keys = shift(tiles, LINES + ((2 * key_steps + STEPS + 1) * depth + 3) * BLOCK + 2 * span_of_chunk + SQUARE)
+    keys = shift(tiles, LINES + ((2 * key_steps + steps + 1) * depth + 3) * BLOCK + 2 * length + SQUARE)
     values = shift(keys, 2 * key_steps * depth * tile)
-    keys_transposed = shift(values, 2 * key_steps * depth * tile)
-    queries = shift(keys_transposed, 2 * key_steps * depth * tile)
-    queries_transposed = shift(queries, 2 * STEPS * depth * tile)
-    douts = shift(queries_transposed, 2 * STEPS * depth * tile)
-    douts_transposed = shift(douts, 2 * STEPS * depth * tile)
-    p_left = shift(douts_transposed, 2 * STEPS * depth * tile)
-    ds_left = shift(p_left, 2 * STEPS * tile)
-    ds_right = shift(ds_left, 2 * STEPS * tile)
+    queries = shift(values, 2 * key_steps * depth * tile)
+    queries_transposed = shift(queries, 2 * steps * depth * tile)
+    douts = shift(queries_transposed, 2 * steps * depth * tile)
+    douts_transposed = shift(douts, 2 * steps * depth * tile)
+    p_left = shift(douts_transposed, 2 * steps * depth * tile)
+    ds_left = shift(p_left, 2 * steps * tile)
+    ds_right = shift(ds_left, 2 * steps * tile)
+    keys_transposed = shift(ds_right, 2 * steps * steps * tile)
     scale_p = np.float32(1) if is_in_parts(tiles) else scale2  # queries in parts are scaled
-    for i in range(LINES):
-        memory[i] = 0
+    memory[0] = 0  # NaN if a sum is
     for i in range(SQUARE):
         keep[i], factors[i] = 1, scale
     keep_row = SQUARE if dropping else 0
@@ -556,16 +574,16 @@ def _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, 
             row0 = (batch * H + head) * Tq + first  # rows are numbered for dropout and in lse
             q_start, dout_start = at(q, batch, head, first), at(dout, batch, head, first)
             _pack_queries(q_start, q.row, rows, D, depth, scale2, space, queries_transposed)
-            _pack_columns(q_start, q.row, rows, D, STEPS, queries)
+            _pack_columns(q_start, q.row, rows, D, steps, queries)
             _pack_rows_transposed(dout_start, dout.row, rows, D, depth, douts_transposed)
-            _pack_columns(dout_start, dout.row, rows, D, STEPS, douts)
+            _pack_columns(dout_start, dout.row, rows, D, steps, douts)
             row_products(at(out, batch, head, first), out.row, dout_start, dout.row, rows, D, deltas)
             query_blocks = -(-rows // SQUARE)
             for i in range(query_blocks * SQUARE):
                 log_sums[i] = lse[row0 + i] if i < rows else 0
                 deltas[i] = deltas[i] if i < rows else 0
-            for chunk in range(0, min(Tk, first + rows - 1 + offset), span_of_chunk):
-                key_blocks = -(-min(span_of_chunk, Tk - chunk, first + rows - 1 + offset - chunk) // SQUARE)
+            for chunk in range(0, min(Tk, first + rows - 1 + offset), length):
+                key_blocks = -(-min(length, Tk - chunk, first + rows - 1 + offset - chunk) // SQUARE)
                 for block in range(key_blocks):
                     j = chunk + block * SQUARE
                     begin = max(0, j - offset + 1 - first) // SQUARE  # the first block of queries that sees these keys
@@ -583,28 +601,27 @@ def _backward_tasks(places, like, shape, lse, scale, offset, dropout, counters, 
                         _weigh_gradients(
                             scores, dweights, scale_p, keep, keep_row, shift(log_sums, i * SQUARE),
                             shift(deltas, i * SQUARE), shift(p_left, i * tile), shift(ds_left, i * tile),
-                            STEPS * tile, shift(ds_right, (2 * i * STEPS + block) * tile), STEPS * tile,
+                            steps * tile, shift(ds_right, (2 * i * steps + block) * tile), steps * tile,
                         )  # fmt: skip
                     for d in range(depth):
-                        part_q, target = (2 * d * STEPS + begin) * tile, j * width + d * SQUARE
-                        _multiply(shift(p_left, begin * tile), STEPS * tile, shift(douts, part_q), STEPS * tile,
+                        part_q, target = (2 * d * steps + begin) * tile, j * width + d * SQUARE
+                        _multiply(shift(p_left, begin * tile), steps * tile, shift(douts, part_q), steps * tile,
                                   query_blocks - begin, shift(dvalues, target), width, True)  # fmt: skip
-                        _multiply(shift(ds_left, begin * tile), STEPS * tile, shift(queries, part_q), STEPS * tile,
+                        _multiply(shift(ds_left, begin * tile), steps * tile, shift(queries, part_q), steps * tile,
                                   query_blocks - begin, shift(dkeys, target), width, True)  # fmt: skip
                 for i in range(query_blocks):
                     seen = first + i * SQUARE + SQUARE - 1 + offset - chunk  # by the last query of the block
                     blocks = max(0, min(key_blocks, -(-seen // SQUARE)))
                     for d in range(depth):
                         _multiply(shift(keys_transposed, (2 * d * key_steps + chunk // SQUARE) * tile),
-                                  key_steps * tile, shift(ds_right, 2 * i * STEPS * tile), STEPS * tile, blocks,
+                                  key_steps * tile, shift(ds_right, 2 * i * steps * tile), steps * tile, blocks,
                                   shift(dqueries, (i * depth + d) * BLOCK), SQUARE, chunk > 0)  # fmt: skip
             for i in range(query_blocks):
                 target = at(dq, batch, head, first + i * SQUARE)
-                _write_transposed(shift(dqueries, i * depth * BLOCK), factors, target, dq.row, rows - i * SQUARE, D, tiles)
-            if is_in_parts(tiles):
-                _take_note(dqueries, query_blocks * depth, memory)
-        if is_in_parts(tiles):
-            _take_note(dkeys, 2 * key_steps * depth, memory)  # and dvalues
+                _write_transposed(shift(dqueries, i * depth * BLOCK), factors, target, dq.row, rows - i * SQUARE, D,
+                                  tiles)  # fmt: skip
+            _take_note(dqueries, query_blocks * depth, memory, tiles)
+        _take_note(dkeys, 2 * key_steps * depth, memory, tiles)  # and dvalues
         unpack(dkeys, width, at(dk, part * B + batch, kv, 0), dk.row, Tk, D, width, scale)
         unpack(dvalues, width, at(dv, part * B + batch, kv, 0), dv.row, Tk, D, width, np.float32(1))
     release_tiles(keys)
@@ -664,9 +681,11 @@ class Room(NamedTuple):
 
 
 rounded = Room(
-    _forward, _backward, lambda shape, _: _forward_size(shape, TILE, CHUNK), lambda shape, _: _backward_size(shape, TILE, CHUNK)
-)
+    _forward, _backward,
+    lambda shape, _: _forward_size(shape, TILE, CHUNK), lambda shape, _: _backward_size(shape, TILE, CHUNK),
+)  # fmt: skip
 split = Room(
-    _forward_in_parts, _backward_in_parts, lambda shape, _: _forward_size(shape, PARTS * TILE, CHUNK_IN_PARTS),
+    _forward_in_parts, _backward_in_parts,
+    lambda shape, _: _forward_size(shape, PARTS * TILE, CHUNK_IN_PARTS),
     lambda shape, _: _backward_size(shape, PARTS * TILE, CHUNK_IN_PARTS),
 )  # fmt: skip

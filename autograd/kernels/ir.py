@@ -267,8 +267,8 @@ class TileEmitter(Emitter):
         rounded = self._call("avx512bf16.cvtne2ps2bf16.512", ir.VectorType(Bfloat16(), 32), high, low)
         return self.builder.bitcast(rounded, self.vector)
 
-    def split_pair(self, low: ir.Value, high: ir.Value) -> list[ir.Value]:
-        """Two float32 vectors → three vectors of pairs of bfloat16 (low, high) that add up to them.
+    def split(self, x: ir.Value) -> list[ir.Value]:
+        """A float32 vector → three of bfloat16 that add up to it, each in the upper half of 32 bits.
 
         Each takes the next 8 bits, rounded to the nearest; what the first two leave has no more, unless it is below the
         normal numbers. NaN and infinite numbers become NaN.
@@ -277,15 +277,19 @@ class TileEmitter(Emitter):
         every = lambda number: ir.Constant(integers, [number] * self.lanes)
         parts = []
         for half in (0x8000, 0x8000, 0):  # of a unit in the last place of a bfloat16
-            bits = [builder.add(builder.bitcast(x, integers), every(half)) for x in (low, high)]
-            upper = [builder.and_(x, every(-0x10000)) for x in bits]
-            low, high = (
-                builder.fsub(x, builder.bitcast(part, self.vector))
-                for x, part in zip((low, high), upper, strict=True)
-            )
-            pairs = builder.or_(builder.lshr(bits[0], every(16)), upper[1])
-            parts.append(builder.bitcast(pairs, self.vector))
+            bits = builder.add(builder.bitcast(x, integers), every(half))
+            parts.append(builder.and_(bits, every(-0x10000)))
+            x = builder.fsub(x, builder.bitcast(parts[-1], self.vector))
         return parts
+
+    def pair(self, low: ir.Value, high: ir.Value) -> ir.Value:
+        """Pairs of two of the vectors that `split` makes."""
+        lower = self.builder.lshr(low, ir.Constant(low.type, [16] * self.lanes))
+        return self.builder.bitcast(self.builder.or_(lower, high), self.vector)
+
+    def split_pair(self, low: ir.Value, high: ir.Value) -> list[ir.Value]:
+        """Two float32 vectors → three vectors of pairs of bfloat16 (low, high) that add up to them."""
+        return [self.pair(*parts) for parts in zip(self.split(low), self.split(high), strict=True)]
 
     def load_stored(self, address: ir.Value, mask: ir.Value, stored: ir.Type) -> ir.Value:
         """The numbers of the mask (zero: the others), which are stored as they are or, as 16 bits, in bfloat16."""

@@ -28,7 +28,6 @@ from collections.abc import Callable
 import numpy as np
 
 from .bfloat16 import (
-    LINES,
     PAIRS,
     PARTS,
     SQUARE,
@@ -47,7 +46,7 @@ from .epilogue import NOTHING, finish
 from .ir import pointer, shift
 from .jit import kernel
 from .matmul import Product
-from .matrix import Matrix, at, between_numbers, operands
+from .matrix import at, between_numbers, operands
 from .tasks import load, next_task, reset, run, save, share
 
 __all__ = ["split_product"]
