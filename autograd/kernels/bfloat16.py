@@ -62,7 +62,7 @@ __all__ = [
 
 LINES, PAIRS = 16, 16  # of a tile: rows of a or columns of b; pairs of bfloat16 in the sum
 TILE = LINES * PAIRS  # numbers of 32 bits
-PARTS, PRODUCTS = 3, ((1, 1), (0, 1), (0, 2), (0, 0), (1, 0), (2, 0))  # of parts: see split.py
+PARTS, PRODUCTS = 3, ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0))  # of parts: see split.py
 SQUARE = 2 * LINES  # rows and columns of `out` in a block of 2 × 2 tiles
 DEPTH = 512
 WIDTH = 512

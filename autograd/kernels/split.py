@@ -4,7 +4,7 @@ A float32 has 24 bits and a bfloat16 has 8 of the same range. So a number is the
 it, and a product is the sum of nine products of parts, which are exact:
 
     x = h + m + l          |m| ≤ 2⁻⁸·|x|,  |l| ≤ 2⁻¹⁷·|x|  (h and m are rounded to the nearest)
-    x·y ≈ m·m' + h·m' + h·l' + l·h' + m·h' + h·h'      in this order, the largest last
+    x·y ≈ h·l′ + h·m′ + m·m′ + m·h′ + l·h′ + h·h′      in this order: neighbours share a part, the largest comes last
 
 The three that are left out (m·l', l·m', l·l') are hardly more than 2⁻²⁴·|x·y| together, what rounding one product to
 float32 may cost. Sums are float32, as on vectors, but shorter: 16 terms at a time, which are then added. The result is
