@@ -84,7 +84,6 @@ def _multiply(typingctx, a, a_next, b, b_next, steps, out, out_row, accumulate):
     a and b are two rows of `steps` tiles, the second begins `a_next` or `b_next` further on. Everything begins with a
     cache line.
     """
-
     products, size = products_of(a), PARTS * TILE if in_parts(a) else TILE
 
     def body(e, a, a_next, b, b_next, steps, out, out_row, accumulate):

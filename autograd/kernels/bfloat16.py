@@ -245,6 +245,7 @@ def tile_numbers(typingctx, tiles):
 
 @intrinsic
 def is_in_parts(typingctx, tiles):
+    """The same as `in_parts`, for kernels."""
     return types.boolean(tiles), lambda *_: ir.IntType(1)(in_parts(tiles))
 
 
@@ -286,13 +287,10 @@ def multiply_square(
     a and b: two rows of `steps` tiles each. a lies as `Tiles` says, b is packed. Of operands in parts, `total` gets the
     sum of all sums.
     """
-
     kind, parted, products = _kind(out), in_parts(b), products_of(b)
     size = PARTS * TILE if parted else TILE
 
-    def body(
-        e, a, a_lines, a_step, a_row, b, steps, sums, total, start, start_row, earlier, out, out_row, rows
-    ):
+    def body(e, a, a_lines, a_step, a_row, b, steps, sums, total, start, start_row, earlier, out, out_row, rows):
         registers, second = ((0, 1), (2, 3)), e.builder.mul(steps, INT(size))
         for i in range(SQUARE):
             for j in (0, SQUARE - 1):
