@@ -235,16 +235,18 @@ class AdamW(Optimizer):
         updates = []
         for group in self.param_groups:
             (beta1, beta2), fixed = group["betas"], (group["eps"], group["weight_decay"])
+            settings: dict[int, AdamWSettings] = {}  # by the step: parameters mostly have made as many
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 state = self.state.setdefault(p, {})
                 if not state:
                     state.update(step=0, exp_avg=np.zeros_like(p.array), exp_avg_sq=np.zeros_like(p.array))
-                state["step"] += 1
-                corrections = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
-                settings = AdamWSettings(group["lr"], beta1, beta2, *fixed, *corrections, grad_scale)
-                updates.append((p.mutate(), p.grad.array, state["exp_avg"], state["exp_avg_sq"], settings))
+                step = state["step"] = state["step"] + 1
+                if step not in settings:
+                    corrections = 1 - beta1**step, 1 - beta2**step
+                    settings[step] = AdamWSettings(group["lr"], beta1, beta2, *fixed, *corrections, grad_scale)
+                updates.append((p.mutate(), p.grad.array, state["exp_avg"], state["exp_avg_sq"], settings[step]))
         adamw(updates)
 
 

@@ -312,7 +312,7 @@ def _weigh_gradients(typingctx, scores, dp, scale, keep, keep_row, lse, delta, p
 
 @intrinsic
 def _write_transposed(typingctx, sums, factors, out, out_row, rows, D, tiles):
-    """out (rows of 32, D) = factors · sumsᵀ; sums (D padded, 32) and factors (32) have queries in the order of columns."""
+    """out (rows of 32, D) = factors · sumsᵀ; sums (D padded, 32), factors (32) have queries in the order of columns."""
     kind, parted = llvm.IntType(16) if out.dtype == types.uint16 else llvm.FloatType(), in_parts(tiles)
 
     def body(e, sums, factors, out, out_row, rows, D, _):

@@ -70,4 +70,4 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.empty(shape, dtype)
     memory = np.empty(size + LINE, np.uint8)
     first = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % LINE
-    return memory[first : first + size].view(dtype).reshape(shape)
+    return np.ndarray(shape, dtype, memory, first)

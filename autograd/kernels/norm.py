@@ -23,6 +23,7 @@ import numpy as np
 
 from .arrays import operand, rows, rows_per_chunk
 from .jit import kernel, prange
+from .memory import empty
 
 __all__ = ["layer_norm", "layer_norm_backward", "rms_norm", "rms_norm_backward"]
 
@@ -80,7 +81,7 @@ def _rms_norm_rows(x, weight, bias, eps, out, rstd, first, last):
 
 @kernel
 def _norm_backward_rows(dout, x, weight, mean, rstd, dx, dweight, dbias, first, last):
-    """Both norms: RMS norm has no `mean` and no `dbias` (empty arrays)."""
+    """Both norms: RMS norm has no `mean`, and where no `dbias` is wanted there is none (empty arrays)."""
     zero = x.dtype.type(0)
     C = x.dtype.type(x.shape[1])
     dweight[:] = zero
@@ -117,11 +118,23 @@ def _rms_norm(x, weight, bias, eps, out, rstd, step):
         _rms_norm_rows(x, weight, bias, eps, out, rstd, chunk * step, min(len(x), (chunk + 1) * step))
 
 
+@kernel
+def _add_up(partials, total):
+    """total = Σ over the chunks, in their order."""
+    for j in range(total.size):
+        total[j] = 0
+    for chunk in range(len(partials)):
+        for j in range(total.size):
+            total[j] += partials[chunk, j]
+
+
 @kernel(parallel=True)
-def _norm_backward(dout, x, weight, mean, rstd, dx, dweight, dbias, step):
-    for chunk in prange(len(dweight)):
-        _norm_backward_rows(dout, x, weight, mean, rstd, dx, dweight[chunk], dbias[chunk],
+def _norm_backward(dout, x, weight, mean, rstd, dx, dweights, dbiases, dweight, dbias, step):
+    for chunk in prange(len(dweights)):
+        _norm_backward_rows(dout, x, weight, mean, rstd, dx, dweights[chunk], dbiases[chunk],
                             chunk * step, min(len(x), (chunk + 1) * step))
+    _add_up(dweights, dweight)
+    _add_up(dbiases, dbias)
 
 
 def _parameter(p: np.ndarray | None, like: np.ndarray) -> np.ndarray:
@@ -131,7 +144,7 @@ def _parameter(p: np.ndarray | None, like: np.ndarray) -> np.ndarray:
 def layer_norm(x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None,
                eps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x (..., C), weight (C,) or None, bias (C,) or None → (out (..., C), mean (...), rstd (...)), all of x's dtype."""
-    out = np.empty(x.shape, x.dtype)
+    out = empty(x.shape, x.dtype)
     mean, rstd = np.empty(x.shape[:-1], x.dtype), np.empty(x.shape[:-1], x.dtype)
     _layer_norm(rows(x), _parameter(weight, x), _parameter(bias, x), x.dtype.type(eps), rows(out),
                 mean.reshape(-1), rstd.reshape(-1), rows_per_chunk(x.shape[-1]))
@@ -140,37 +153,42 @@ def layer_norm(x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None
 
 def rms_norm(x: np.ndarray, weight: np.ndarray | None, eps: float) -> tuple[np.ndarray, np.ndarray]:
     """x (..., C), weight (C,) or None → (out (..., C), rstd (...)), all of x's dtype."""
-    out = np.empty(x.shape, x.dtype)
+    out = empty(x.shape, x.dtype)
     rstd = np.empty(x.shape[:-1], x.dtype)
     _rms_norm(rows(x), _parameter(weight, x), _parameter(None, x), x.dtype.type(eps), rows(out),
               rstd.reshape(-1), rows_per_chunk(x.shape[-1]))
     return out, rstd
 
 
-def _backward(dout: np.ndarray, x: np.ndarray, weight: np.ndarray | None, mean: np.ndarray | None,
-              rstd: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(dx, one dweight per chunk, one dbias per chunk)."""
+def _backward(dout: np.ndarray, x: np.ndarray, weight: np.ndarray | None, mean: np.ndarray | None, rstd: np.ndarray,
+              with_bias: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(dx, dweight, dbias, or an empty array in its place)."""
     width = x.shape[-1]
-    dx = np.empty(x.shape, x.dtype)
+    dx = empty(x.shape, x.dtype)
     step = max(rows_per_chunk(width), -(-rstd.size // PARTIALS))
     chunks = -(-rstd.size // step)
-    dweight = np.empty((chunks, width), x.dtype)
-    dbias = np.empty((chunks, 0 if mean is None else width), x.dtype)
+    dweight, dbias = np.empty(width, x.dtype), np.empty(width if with_bias else 0, x.dtype)
+    partials = [np.empty((chunks, total.size), x.dtype) for total in (dweight, dbias)]
     weight = np.ones(width, x.dtype) if weight is None else operand(weight)
     _norm_backward(rows(dout), rows(x), weight, _parameter(mean, x).reshape(-1), operand(rstd).reshape(-1), rows(dx),
-                   dweight, dbias, step)
+                   *partials, dweight, dbias, step)
     return dx, dweight, dbias
 
 
-def layer_norm_backward(dout: np.ndarray, x: np.ndarray, weight: np.ndarray | None, mean: np.ndarray,
-                        rstd: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(dx (..., C), dweight (C,), dbias (C,)) from dout, x (..., C) and what `layer_norm` returned beside out."""
-    dx, dweight, dbias = _backward(dout, x, weight, mean, rstd)
-    return dx, dweight.sum(axis=0), dbias.sum(axis=0)
+def layer_norm_backward(
+    dout: np.ndarray, x: np.ndarray, weight: np.ndarray | None, mean: np.ndarray, rstd: np.ndarray,
+    with_bias: bool = True,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:  # fmt: skip
+    """(dx (..., C), dweight (C,), dbias (C,)) from dout, x (..., C) and what `layer_norm` returned beside out.
+
+    Without a bias, dbias is None.
+    """
+    dx, dweight, dbias = _backward(dout, x, weight, mean, rstd, with_bias)
+    return dx, dweight, dbias if with_bias else None
 
 
 def rms_norm_backward(dout: np.ndarray, x: np.ndarray, weight: np.ndarray | None,
                       rstd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(dx (..., C), dweight (C,)) from dout, x (..., C) and the rstd that `rms_norm` returned."""
-    dx, dweight, _ = _backward(dout, x, weight, None, rstd)
-    return dx, dweight.sum(axis=0)
+    dx, dweight, _ = _backward(dout, x, weight, None, rstd, False)
+    return dx, dweight

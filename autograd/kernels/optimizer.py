@@ -80,11 +80,11 @@ def _chunk(sizes, first_chunks, chunk):
 
 
 @kernel(parallel=True)
-def _adamw(addresses, sizes, first_chunks, chunks, scalars):
-    """`addresses` (arrays, 4) of each param, grad, m and v, and `scalars` (arrays, 9)."""
+def _adamw(addresses, sizes, first_chunks, chunks, scalars, rows):
+    """`addresses` (arrays, 4) of each param, grad, m and v, and which of the `rows` of `scalars` (…, 9) it goes by."""
     for chunk in prange(chunks):
         i, first, size = _chunk(sizes, first_chunks, np.int64(chunk))
-        s = scalars[i]
+        s = scalars[rows[i]]
         param, grad = stored_pointer(addresses, 4 * i, s), stored_pointer(addresses, 4 * i + 1, s)
         m, v = stored_pointer(addresses, 4 * i + 2, s), stored_pointer(addresses, 4 * i + 3, s)
         _adamw_span(shift(param, first), shift(grad, first), shift(m, first), shift(v, first), size,
@@ -142,9 +142,10 @@ def adamw(updates: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     for dtype, group in _by_dtype(checked, lambda update: update[0][0]).items():
         sizes, first_chunks, chunks = _cut([arrays[0] for arrays, _ in group])
         addresses = np.array([_address(array) for arrays, _ in group for array in arrays])
-        rows = {settings: _scalars(settings) for _, settings in group}
-        scalars = np.array([rows[settings] for _, settings in group], dtype)
-        _adamw(addresses, sizes, first_chunks, chunks, scalars)
+        numbers: dict[AdamWSettings, int] = {}  # most arrays share their settings
+        rows = np.array([numbers.setdefault(settings, len(numbers)) for _, settings in group])
+        scalars = np.array([_scalars(settings) for settings in numbers], dtype)
+        _adamw(addresses, sizes, first_chunks, chunks, scalars, rows)
 
 
 def _scalars(s: AdamWSettings) -> tuple[float, ...]:

@@ -125,8 +125,8 @@ class layer_norm:
         _check("layer_norm", x, weight, bias)
         return norm_kernels.layer_norm(x, weight, bias, eps)
 
-    def vjp(dout, x, weight, mean, rstd):
-        return norm_kernels.layer_norm_backward(dout, x, weight, mean, rstd)
+    def vjp(dout, x, weight, mean, rstd, needs):
+        return norm_kernels.layer_norm_backward(dout, x, weight, mean, rstd, with_bias=needs[2:] == (True,))
 
     def plain(x, weight=None, bias=None, *, eps=1e-5):
         centred = x - mean(x, -1, keepdim=True)
