@@ -76,7 +76,7 @@ def test_agrees_with_the_exact_product_of_rounded_operands(shape, layouts, biase
     rng = np.random.default_rng(seed)
     a, b = laid_out(normal(rng, M, K), layouts[0]), laid_out(normal(rng, K, N), layouts[1])
     a.flags.writeable = b.flags.writeable = False
-    bias = normal(rng, N) if biased else None
+    bias = normal(rng, 2 * N)[:: rng.choice([1, 2, -2])][:N] if biased else None
     out = laid_out(normal(rng, M, N), layouts[2])
     starts = ([bias] if biased else []) + ([out.copy()] if accumulate else [])
     assert matmul_bf16(a, b, bias=bias, out=out, accumulate=accumulate) is out
@@ -308,3 +308,10 @@ def test_errors_say_what_came():
 @pytest.mark.skipif(not amx_available(), reason="without bfloat16 tiles the operands are copied")
 def test_strides_that_break_numbers_are_refused():
     refuses_broken_strides(matmul_bf16)
+
+
+@pytest.mark.parametrize("step", [1, 2, -1])
+def test_a_bias_counts_wherever_it_lies(step):
+    rng = np.random.default_rng(0)
+    a, b, bias = normal(rng, 64, 40), normal(rng, 40, 64), normal(rng, 200)[::step][:64]
+    np.testing.assert_array_equal(matmul_bf16(a, b, bias=bias), matmul_bf16(a, b, bias=bias.copy()))
