@@ -21,6 +21,7 @@ from autograd.kernels.bfloat16 import (
 )
 from autograd.kernels.jit import num_threads, set_num_threads
 from autograd.kernels.matmul import NOTHING, matmul
+from autograd.kernels.memory import empty
 from autograd.kernels.tasks import share
 from tests.kernel_checks import (
     LAYOUTS,
@@ -315,3 +316,17 @@ def test_a_bias_counts_wherever_it_lies(step):
     rng = np.random.default_rng(0)
     a, b, bias = normal(rng, 64, 40), normal(rng, 40, 64), normal(rng, 200)[::step][:64]
     np.testing.assert_array_equal(matmul_bf16(a, b, bias=bias), matmul_bf16(a, b, bias=bias.copy()))
+
+
+@pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
+@pytest.mark.parametrize("K", [31, 40, 62, 64])
+@pytest.mark.parametrize("step", [1, 2])
+def test_what_lies_between_the_numbers_of_a_does_not_count(K, step):
+    """However nearly its rows are tiles already."""
+    rng = np.random.default_rng(0)
+    wide = empty((64, 256), np.uint16)  # begins with a cache line
+    wide[...] = 0x7FC0  # NaN
+    a = wide[:, : step * K : step]
+    a[...], b = bits(normal(rng, 64, K)), normal(rng, K, 40)
+    np.testing.assert_array_equal(matmul_narrow(a, b), matmul_narrow(a.copy(), b))
+    assert np.isfinite(matmul_narrow(a, b)).all()
