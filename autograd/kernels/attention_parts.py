@@ -1,4 +1,4 @@
-"""What attention in float32 and in bfloat16 have in common: where heads lie, and passes over single rows.
+"""What attention on vectors and on tiles have in common: where heads lie, and passes over single rows.
 
 Operands come as a table of addresses and strides (`places`), so that one compilation serves arrays of all strides; as
 arrays of four axes each they would take a dozen arguments, through every layer that a parallel loop is made of.

@@ -27,7 +27,7 @@ stays in float32.
 
 In parts all that is as accurate as on vectors. Queries are scaled before they are split, so that the largest score less
 itself is zero. A pair is two numbers 16 places apart instead of neighbours, as for any product in parts, so nothing is
-`unpack`ed. An infinite number has no parts and makes sums NaN: `_take_note` says so, and vectors do it again.
+`unpack`ed. Numbers below 2⁻¹¹⁰ lose digits. Infinite ones have no parts: `_take_note` finds NaN, vectors do it again.
 
 Left out: float64, and the AVX-512 instruction for bfloat16 on processors that have no tiles.
 """
