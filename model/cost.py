@@ -79,11 +79,14 @@ def memory(config: GPTConfig, batch_size: int, accumulation: int = 1, *, narrow:
     weights = BYTES * config.num_parameters()
     saved = BYTES * tokens * _saved_per_token(config)
     hidden = BYTES * tokens * config.hidden
-    if narrow and config.mlp == "gelu":
-        hidden //= 2
-        saved -= 2 * hidden * config.n_layer
-    if narrow and config.position != "rope":
-        saved -= BYTES // 2 * tokens * (_qkv_width(config) + config.n_embd) * config.n_layer
+    if narrow:
+        # Branches that are one operator with norm and sum keep the norm's result narrow, too.
+        normed = config.n_embd if config.norm == "layernorm" and not config.dropout else 0
+        if config.mlp == "gelu":
+            hidden //= 2
+            saved -= (2 * hidden + BYTES // 2 * tokens * normed) * config.n_layer
+        if config.position != "rope":
+            saved -= BYTES // 2 * tokens * (normed + _qkv_width(config) + config.n_embd) * config.n_layer
     head = BYTES * config.vocab_size * config.n_embd  # its gradient is made at the end of the forward pass
     rows = min(tokens, max(16, CHUNK_BYTES // (BYTES * config.vocab_size)))
     logits = BYTES * rows * (config.vocab_size + config.n_embd)

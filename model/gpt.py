@@ -54,8 +54,8 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: nn.KVCache | None = None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), cache))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        x = nn.residual(x, self.attention_norm, self.attention, self.dropout, cache)  # x + attention(norm(x))
+        return nn.residual(x, self.mlp_norm, self.mlp, self.dropout)  # x + mlp(norm(x))
 
 
 def make_norm(config: GPTConfig) -> nn.Module:

@@ -25,6 +25,7 @@ from nn.layers import (
     Softmax,
     SwiGLU,
     Tanh,
+    residual,
 )  # fmt: skip
 from nn.module import Module, ModuleDict, ModuleList, Parameter, Sequential
 from nn.optim import SGD, AdamW, clip_grad_norm_, decay_groups, grad_norm
@@ -33,5 +34,5 @@ __all__ = [
     "GELU", "MLP", "SGD", "AdamW", "CausalSelfAttention", "Dropout", "Embedding", "Identity", "KVCache",
     "LayerNorm", "Linear", "Module", "ModuleDict", "ModuleList", "Parameter", "RMSNorm", "ReLU", "Sequential",
     "SiLU", "Sigmoid", "Softmax", "SwiGLU", "Tanh", "clip_grad_norm_", "decay_groups", "functional",
-    "grad_norm", "init", "optim", "schedule",
+    "grad_norm", "init", "optim", "residual", "schedule",
 ]  # fmt: skip

@@ -25,7 +25,7 @@ import numpy as np
 import autograd
 from autograd import Tensor, next_seed
 from nn import functional as F
-from nn.layers import Linear, unchanged
+from nn.layers import LayerNorm, Linear, unchanged
 from nn.module import Module
 
 __all__ = ["CausalSelfAttention", "KVCache", "rotary_tables"]
@@ -114,10 +114,10 @@ class CausalSelfAttention(Module):
         B, T, _ = x.shape
         H, K, D = self.n_head, self.n_kv_head, self.head_size
         dropout_p = self.dropout if self.training else 0.0
-        if cache is None and self.rope_theta is None and unchanged(Linear, self.qkv, self.out):
+        if self._is_whole(cache):
+            qkv, out = self.qkv, self.out
             return F.multi_head_attention(
-                x, self.qkv.weight, self.out.weight, self.qkv.bias, self.out.bias, n_head=H, n_kv_head=K,
-                dropout_p=dropout_p,
+                x, qkv.weight, out.weight, qkv.bias, out.bias, n_head=H, n_kv_head=K, dropout_p=dropout_p
             )  # fmt: skip
         start = 0 if cache is None else cache.length
         qkv = self.qkv(x)  # (B, T, (H+2K)·D)
@@ -134,6 +134,20 @@ class CausalSelfAttention(Module):
         else:
             y = self._attend_with(cache, qkv.array if isinstance(qkv, Tensor) else qkv)  # (B, T, C)
         return self.out(y)
+
+    def residual(self, x: Any, norm: LayerNorm, cache: KVCache | None = None) -> Any:
+        """x + self(norm(x), cache) as one operator, or None where it is not one: see `nn.residual`."""
+        if type(self) is not CausalSelfAttention or not self._is_whole(cache):
+            return None
+        qkv, out, dropout_p = self.qkv, self.out, self.dropout if self.training else 0.0
+        return F.residual_attention(
+            x, norm.weight, norm.bias, qkv.weight, out.weight, qkv.bias, out.bias, n_head=self.n_head,
+            n_kv_head=self.n_kv_head, dropout_p=dropout_p, eps=norm.eps,
+        )  # fmt: skip
+
+    def _is_whole(self, cache: KVCache | None) -> bool:
+        """Whether projections and attention may be one operator."""
+        return cache is None and self.rope_theta is None and unchanged(Linear, self.qkv, self.out)
 
     def _attend_with(self, cache: KVCache, qkv: np.ndarray) -> Tensor:
         B, T, _ = qkv.shape

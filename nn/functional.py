@@ -3,9 +3,9 @@
     from nn import functional as F
 
 Every function takes Tensors (or ndarrays, and then returns an ndarray) and keeps their dtype. What PyTorch has,
-has PyTorch's argument names, order and meaning; five functions are not in PyTorch: `swiglu`, `mlp`,
-`multi_head_attention`, `rotary_embedding` and `linear_cross_entropy`. Nothing here computes: formulas and derivatives
-are in `autograd.ops`.
+has PyTorch's argument names, order and meaning; seven functions are not in PyTorch: `swiglu`, `mlp`,
+`multi_head_attention`, `residual_mlp`, `residual_attention`, `rotary_embedding` and `linear_cross_entropy`. Nothing
+here computes: formulas and derivatives are in `autograd.ops`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from autograd import Tensor, next_seed
 
 __all__ = [
     "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear", "linear_cross_entropy",
-    "log_softmax", "mlp", "mse_loss", "multi_head_attention", "relu", "rms_norm", "rotary_embedding",
-    "scaled_dot_product_attention", "sigmoid", "silu", "softmax", "swiglu", "tanh",
+    "log_softmax", "mlp", "mse_loss", "multi_head_attention", "relu", "residual_attention", "residual_mlp",
+    "rms_norm", "rotary_embedding", "scaled_dot_product_attention", "sigmoid", "silu", "softmax", "swiglu", "tanh",
 ]  # fmt: skip
 
 Array = Any  # a Tensor or an ndarray
@@ -149,6 +149,26 @@ def mlp(
     x (..., C), up (H, C), down (C_out, H), up_bias (H,), down_bias (C_out,) → (..., C_out). `approximate` as in `gelu`.
     """
     return ops.mlp(input, up, down, up_bias, down_bias, approximate=approximate)
+
+
+def residual_mlp(
+    input: Array,
+    norm_weight: Array | None,
+    norm_bias: Array | None,
+    up: Array,
+    down: Array,
+    up_bias: Array | None = None,
+    down_bias: Array | None = None,
+    approximate: str = "none",
+    eps: float = 1e-5,
+) -> Array:
+    """x + mlp(layer_norm(x)) in one pass, the second branch of a pre-norm block: (..., C) → (..., C).
+
+    norm_weight and norm_bias (C,) and eps as in `layer_norm`; the others as in `mlp`, down (C, H).
+    """
+    return ops.residual_mlp(
+        input, norm_weight, norm_bias, up, down, up_bias, down_bias, approximate=approximate, eps=eps
+    )  # fmt: skip
 
 
 # Losses
@@ -304,6 +324,32 @@ def multi_head_attention(
     return ops.multi_head_attention(
         input, qkv_weight, out_weight, qkv_bias, out_bias, n_head=n_head, n_kv_head=n_kv_head, dropout_p=dropout_p,
         seed=seed,
+    )  # fmt: skip
+
+
+def residual_attention(
+    input: Array,
+    norm_weight: Array | None,
+    norm_bias: Array | None,
+    qkv_weight: Array,
+    out_weight: Array,
+    qkv_bias: Array | None = None,
+    out_bias: Array | None = None,
+    *,
+    n_head: int,
+    n_kv_head: int | None = None,
+    dropout_p: float = 0.0,
+    eps: float = 1e-5,
+) -> Array:
+    """x + multi_head_attention(layer_norm(x)) in one pass, the first branch of a pre-norm block: (B, T, C) → (B, T, C).
+
+    norm_weight and norm_bias (C,) and eps as in `layer_norm`; the others as in `multi_head_attention`, out_weight
+    (C, H · D).
+    """
+    seed, n_kv_head = next_seed() if dropout_p else 0, n_head if n_kv_head is None else n_kv_head
+    return ops.residual_attention(
+        input, norm_weight, norm_bias, qkv_weight, out_weight, qkv_bias, out_bias, n_head=n_head, n_kv_head=n_kv_head,
+        dropout_p=dropout_p, seed=seed, eps=eps,
     )  # fmt: skip
 
 

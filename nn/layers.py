@@ -17,7 +17,7 @@ from nn.module import Module, Parameter
 
 __all__ = [
     "GELU", "MLP", "Dropout", "Embedding", "Identity", "LayerNorm", "Linear", "RMSNorm", "ReLU", "SiLU",
-    "Sigmoid", "Softmax", "SwiGLU", "Tanh",
+    "Sigmoid", "Softmax", "SwiGLU", "Tanh", "residual",
 ]  # fmt: skip
 
 
@@ -196,6 +196,20 @@ def unchanged(kind: type[Module], *parts: Module) -> bool:
     return all(type(part) is kind and not part.has_hooks for part in parts)
 
 
+def residual(x: Any, norm: Any, branch: Any, dropout: Any, *args: Any) -> Any:
+    """x + dropout(branch(norm(x), *args)), a branch of a pre-norm block, as one operator where there is one.
+
+    A branch may have a method `residual(x, norm, *args)`, which returns x + branch(norm(x), *args) for a `LayerNorm`,
+    or None if it can't. It is asked where nothing else stands in between.
+    """
+    known = unchanged(LayerNorm, norm) and unchanged(Dropout, dropout) and not branch.has_hooks
+    if known and not (dropout.training and dropout.p) and norm.normalized_shape == x.shape[-1:]:
+        out = branch.residual(x, norm, *args) if hasattr(branch, "residual") else None
+        if out is not None:
+            return out
+    return x + dropout(branch(norm(x), *args))
+
+
 class MLP(Module):
     """GPT-2's feed-forward layer, down(gelu(up(x))): (..., n_embd) → (..., n_embd).
 
@@ -211,10 +225,22 @@ class MLP(Module):
         self.down = Linear(hidden, n_embd, bias)
 
     def forward(self, x: Any) -> Any:
-        if not (unchanged(Linear, self.up, self.down) and unchanged(GELU, self.activation)):
+        if not self._is_whole():
             return self.down(self.activation(self.up(x)))
         up, down = self.up, self.down
         return F.mlp(x, up.weight, down.weight, up.bias, down.bias, self.activation.approximate)
+
+    def residual(self, x: Any, norm: LayerNorm) -> Any:
+        """x + self(norm(x)) as one operator, or None where parts have been replaced: see `residual` above."""
+        if type(self) is not MLP or not self._is_whole():
+            return None
+        up, down, gelu = self.up, self.down, self.activation.approximate
+        return F.residual_mlp(
+            x, norm.weight, norm.bias, up.weight, down.weight, up.bias, down.bias, gelu, norm.eps
+        )  # fmt: skip
+
+    def _is_whole(self) -> bool:
+        return unchanged(Linear, self.up, self.down) and unchanged(GELU, self.activation)
 
 
 class SwiGLU(Module):

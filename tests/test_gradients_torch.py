@@ -56,6 +56,15 @@ def multi_head_attention(x, qkv, out, qkv_bias=None, out_bias=None, **heads):
     return F.linear(causal_self_attention(F.linear(x, qkv, qkv_bias), **heads), out, out_bias)
 
 
+def residual_mlp(x, norm_weight, norm_bias, up, down, up_bias=None, down_bias=None, approximate="none", eps=1e-5):
+    n = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+    return x + F.linear(F.gelu(F.linear(n, up, up_bias), approximate=approximate), down, down_bias)
+
+
+def residual_attention(x, norm_weight, norm_bias, *weights, eps=1e-5, **heads):
+    return x + multi_head_attention(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), *weights, **heads)
+
+
 THEIRS = {
     "abs": torch.abs, "add": torch.add, "alias": lambda x: x.view_as(x), "amax": reduced(torch.amax),
     "amin": reduced(torch.amin), "attention": attention, "cast": lambda x, dtype: x.to(torch.float64),
@@ -76,6 +85,7 @@ THEIRS = {
     "mul": torch.mul, "multi_head_attention": multi_head_attention, "neg": torch.neg,
     "permute": lambda x, dims: x.permute(dims), "pow": torch.pow, "relu": torch.relu,
     "reshape": lambda x, shape: x.reshape(shape),
+    "residual_attention": residual_attention, "residual_mlp": residual_mlp,
     "rms_norm": lambda x, weight=None, eps=1e-5: F.rms_norm(x, x.shape[-1:],
     weight, eps), "rotary_embedding": rotary, "rsqrt": torch.rsqrt, "scatter": scatter, "sigmoid": torch.sigmoid,
     "silu": F.silu, "sin": torch.sin, "softmax": torch.softmax, "sqrt": torch.sqrt, "sub": torch.sub,

@@ -69,18 +69,18 @@ def check(a, b, result, *starts):
     shape=st.tuples(sizes.filter(lambda n: n != 1), long_sizes, long_sizes.filter(lambda n: n != 1)),
     layouts=st.tuples(*map(st.sampled_from, (LAYOUTS, LAYOUTS, TARGETS))),
     biased=st.booleans(),
-    accumulate=st.booleans(),
+    accumulates=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_agrees_with_the_exact_product_of_rounded_operands(shape, layouts, biased, accumulate, seed):
+def test_agrees_with_the_exact_product_of_rounded_operands(shape, layouts, biased, accumulates, seed):
     M, K, N = shape
     rng = np.random.default_rng(seed)
     a, b = laid_out(normal(rng, M, K), layouts[0]), laid_out(normal(rng, K, N), layouts[1])
     a.flags.writeable = b.flags.writeable = False
     bias = normal(rng, 2 * N)[:: rng.choice([1, 2, -2])][:N] if biased else None
     out = laid_out(normal(rng, M, N), layouts[2])
-    starts = ([bias] if biased else []) + ([out.copy()] if accumulate else [])
-    assert matmul_bf16(a, b, bias=bias, out=out, accumulate=accumulate) is out
+    starts = ([bias] if biased else []) + ([out.copy()] if accumulates else [])
+    assert matmul_bf16(a, b, bias=bias, out=out, onto=out if accumulates else None) is out
     check(a, b, out, *starts)
 
 
@@ -200,7 +200,7 @@ def test_nothing_is_read_or_written_beyond_the_operands(shape):
     for orders in itertools.product("CF", repeat=3):
         a, b, out = (at_the_end_of_memory(x, order) for x, order in zip(numbers[:2] + numbers[3:], orders, strict=True))
         bias = at_the_end_of_memory(numbers[2])
-        check(a, b, matmul_bf16(a, b, out=out, accumulate=True), numbers[3])
+        check(a, b, matmul_bf16(a, b, out=out, onto=out), numbers[3])
         check(a, b, matmul_bf16(a, b, bias=bias, out=out), bias)
 
 

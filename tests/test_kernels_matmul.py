@@ -71,10 +71,10 @@ def normal(rng, shape, dtype):
     dtype=st.sampled_from(["float32", "float64"]),
     layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 2, st.sampled_from(["new", *TARGETS])),
     biased=st.booleans(),
-    accumulate=st.booleans(),
+    accumulates=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_agrees_with_a_more_precise_product(shape, dtype, layouts, biased, accumulate, seed):
+def test_agrees_with_a_more_precise_product(shape, dtype, layouts, biased, accumulates, seed):
     M, K, N = shape
     rng = np.random.default_rng(seed)
     a, b = laid_out(normal(rng, (M, K), dtype), layouts[0]), laid_out(normal(rng, (K, N), dtype), layouts[1])
@@ -86,8 +86,8 @@ def test_agrees_with_a_more_precise_product(shape, dtype, layouts, biased, accum
         assert result.flags.c_contiguous and result.dtype == dtype
     else:
         out = laid_out(normal(rng, (M, N), dtype), layouts[2])
-        starts += [out.copy()] if accumulate else []
-        result = matmul(a, b, bias=bias, out=out, accumulate=accumulate)
+        starts += [out.copy()] if accumulates else []
+        result = matmul(a, b, bias=bias, out=out, onto=out if accumulates else None)
         assert result is out
     check(a, b, result, *starts)
 
@@ -119,7 +119,7 @@ def test_batches_broadcast(batches, shape, layouts, heads_last, seed):
     check(a, b, matmul(a, b, bias=bias), bias)
     out = laid_out(normal(rng, np.matmul(a, b).shape, "float32"), layouts[2] if "same" not in layouts[2] else "C")
     before = out.copy()
-    check(a, b, matmul(a, b, out=out, accumulate=True), before)
+    check(a, b, matmul(a, b, out=out, onto=out), before)
 
 
 def test_a_tall_stack_of_rows_is_one_matrix():
@@ -192,7 +192,7 @@ def test_a_workspace_is_as_large_as_what_is_laid_out_in_it(dtype, layout):
     a = laid_out(normal(rng, (module.GROUP + 3, 2 * module.DEPTH), dtype), layout)
     b = laid_out(normal(rng, (2 * module.DEPTH, zeros + 3), dtype), layout)
     product = module.product_of(dtype)
-    multiply = lambda: module.multiply_with(product, a, b, None, None, False)
+    multiply = lambda: module.multiply_with(product, a, b)
     result, used = in_guarded_workspace(product, size, zeros, multiply)
     np.testing.assert_array_equal(result, multiply())
     assert used == size
@@ -208,7 +208,7 @@ def test_nothing_is_read_or_written_beyond_the_operands(shape, dtype):
     for orders in itertools.product("CF", repeat=3):
         a, b, out = (at_the_end_of_memory(x, order) for x, order in zip(numbers[:2] + numbers[3:], orders, strict=True))
         bias = at_the_end_of_memory(numbers[2])
-        np.testing.assert_allclose(matmul(a, b, out=out, accumulate=True), expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(matmul(a, b, out=out, onto=out), expected, rtol=1e-4, atol=1e-4)
         check(a, b, matmul(a, b, bias=bias, out=out), bias)
 
 
@@ -230,8 +230,10 @@ def test_errors_say_what_came():
         matmul(f32, f32.T, out=np.empty((2, 3), np.float32))
     with pytest.raises(ValueError, match=r"bias \(2,\)"):
         matmul(f32, f32.T, bias=np.ones(3, np.float32))
-    with pytest.raises(ValueError, match="pass out="):
-        matmul(f32, f32.T, accumulate=True)
+    with pytest.raises(ValueError, match=r"\(2, 2\).*onto is \(2, 3\)"):
+        matmul(f32, f32.T, onto=np.empty((2, 3), np.float32))
+    with pytest.raises(ValueError, match=r"float32; onto is \(2, 2\) of float64"):
+        matmul(f32, f32.T, onto=np.empty((2, 2)))
     with pytest.raises(ValueError, match="read-only"):
         matmul(f32, f32.T, out=np.broadcast_to(np.float32(0), (2, 2)))
 

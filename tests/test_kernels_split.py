@@ -99,7 +99,7 @@ def test_numbers_that_round_to_infinity_are_multiplied_as_they_are():
     a, b = np.full((40, 3), largest), np.full((3, 33), np.float32(2.0**-60))
     np.testing.assert_allclose(matmul(a, b), 3 * float(largest) * 2.0**-60, rtol=1e-6)
     out = np.full((40, 33), np.float32(1e19))
-    matmul(a, b, out=out, accumulate=True)
+    matmul(a, b, out=out, onto=out)
     np.testing.assert_allclose(out, 1e19 + 3 * float(largest) * 2.0**-60, rtol=1e-6)
 
 

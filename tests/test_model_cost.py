@@ -60,9 +60,9 @@ def test_flops_are_those_of_the_products_that_are_computed(config, batch_size):
         counted[phase] += 2 * a.shape[-2] * a.shape[-1] * b.shape[-1] * int(np.prod(a.shape[:-2]))
         return matmul(a, b, **options)
 
-    def counting_multiply_with(product, a, b, *rest):
+    def counting_multiply_with(product, a, b, *rest, **options):
         counted[phase] += 2 * a.shape[-2] * a.shape[-1] * b.shape[-1]
-        return multiply_with(product, a, b, *rest)
+        return multiply_with(product, a, b, *rest, **options)
 
     def head_products(q):  # of one product of the scores' size, q (B, H, T, D): the causal half
         B, H, T, D = q.shape

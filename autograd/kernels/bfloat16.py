@@ -51,6 +51,7 @@ from .matrix import (
     matrix,
     operands,
     plan,
+    repeated,
 )
 from .memory import empty
 from .tasks import load, next_task, reset, run, save, share
@@ -532,18 +533,15 @@ def _work(work, worker):
 
 
 @kernel
-def in_squares(
-    a, b, bias, out, u, side, batch_axes, accumulate, epilogue, counters, workspace, clocks_tile, clocks_pack
-):
+def in_squares(a, b, start, out, u, side, batch_axes, epilogue, counters, workspace, clocks_tile, clocks_pack):
     """The product as `Work` whose tasks consist of squares of `out`, planned by what these and their packing take."""
     (M, K), N = a.shape, b.shape[1]
     batches = count_batches(batch_axes)
     down, across = -(-M // SQUARE), -(-N // SQUARE)
     M_parts, N_parts = plan(down, across, batches, len(workspace), clocks_tile, clocks_pack, clocks_pack)
     return Work(
-        matrix(a), matrix(b), Matrix(pointer(bias), 0, bias.strides[0] // bias.itemsize), matrix(out), matrix(u),
-        matrix(side), M, K, N, batch_axes, batches, bias.size > 0, accumulate, epilogue, False, counters, workspace,
-        M_parts, N_parts,
+        matrix(a), matrix(b), repeated(start), matrix(out), matrix(u), matrix(side), M, K, N, batch_axes, batches,
+        start.size > 0, epilogue, False, counters, workspace, M_parts, N_parts,
     )  # fmt: skip
 
 
@@ -553,11 +551,11 @@ def program(shared_type: str) -> tuple[Callable, Callable]:
     def work(arguments, worker):
         _work(load(arguments, shared_type), worker)
 
-    def multiply(a, b, bias, out, u, side, batch_axes, accumulate, epilogue, work, counters, workspace):
-        if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
+    def multiply(a, b, start, out, u, side, batch_axes, epilogue, work, counters, workspace):
+        if between_numbers(a) or between_numbers(b) or between_numbers(start) or between_numbers(out):
             return False
-        shared = in_squares(a, b, bias, out, u, side, batch_axes, accumulate, epilogue, counters, workspace,
-                            CLOCKS_TILE, CLOCKS_PACK)  # fmt: skip
+        shared = in_squares(a, b, start, out, u, side, batch_axes, epilogue, counters, workspace, CLOCKS_TILE,
+                            CLOCKS_PACK)  # fmt: skip
         reset(counters)
         small = shared.batches * shared.M * shared.N * shared.K < SMALL
         run(work, save(shared, shared_type), 1 if small else len(workspace))
@@ -588,9 +586,9 @@ def matmul_bf16(
     *,
     bias: np.ndarray | None = None,
     out: np.ndarray | None = None,
-    accumulate: bool = False,
+    onto: np.ndarray | None = None,
 ) -> np.ndarray:
-    """`matmul` of float32 arrays whose numbers are rounded to bfloat16 first; sums, bias and result are float32.
+    """`matmul` of float32 arrays that are rounded to bfloat16 first; sums, bias, `onto` and result are float32.
 
     Arguments, result and errors are those of `matmul`. Products with a vector are bound by memory, gain nothing
     from rounding, and are done in float32. Bits are the same for any number of threads.
@@ -599,10 +597,10 @@ def matmul_bf16(
         raise TypeError(f"matmul_bf16 rounds float32 arrays, got {a.dtype} and {b.dtype}; convert with astype")
     rows = math.prod(a.shape[:-1]) if b.ndim == 2 else a.shape[-2:][0]
     if rows == 1 or b.shape[-1:] == (1,):
-        return multiply_with(product_of(a.dtype), a, b, bias, out, accumulate)
+        return multiply_with(product_of(a.dtype), a, b, bias, out, onto)
     if not amx_available():
-        return multiply_with(product_of(a.dtype), round_to_bfloat16(a), round_to_bfloat16(b), bias, out, accumulate)
-    return multiply_with(_product(np.float32, np.float32), a, b, bias, out, accumulate)
+        return multiply_with(product_of(a.dtype), round_to_bfloat16(a), round_to_bfloat16(b), bias, out, onto)
+    return multiply_with(_product(np.float32, np.float32), a, b, bias, out, onto)
 
 
 def narrow_products(a: np.ndarray, weight: np.ndarray) -> bool:
@@ -612,16 +610,17 @@ def narrow_products(a: np.ndarray, weight: np.ndarray) -> bool:
 
 
 def matmul_narrow(
-    a: np.ndarray, b: np.ndarray, *, bias: np.ndarray | None = None, epilogue: int = NOTHING, sides: tuple | None = None
-) -> np.ndarray:
-    """a (M, K) @ b (K, N) + bias on AMX tiles, where each operand is float32, or bfloat16 already (its bits, uint16).
+    a: np.ndarray, b: np.ndarray, *, bias: np.ndarray | None = None, onto: np.ndarray | None = None,
+    epilogue: int = NOTHING, sides: tuple | None = None,
+) -> np.ndarray:  # fmt: skip
+    """`matmul` of a (M, K) and b (K, N) on AMX tiles, each of them float32, or bfloat16 already (its bits, uint16).
 
     Returns float32 (M, N); with an epilogue (see epilogue.py) nothing is written but its `sides`.
     """
     out = None
     if epilogue != NOTHING:  # one number stands for the whole of a result that is nowhere written
         out = np.ndarray((len(a), b.shape[1]), np.float32, bytearray(4), strides=(0, 0))
-    return multiply_with(_product(a.dtype.type, b.dtype.type), a, b, bias, out, False, epilogue, sides)
+    return multiply_with(_product(a.dtype.type, b.dtype.type), a, b, bias, out, onto, epilogue, sides)
 
 
 def rounded_product(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:

@@ -160,7 +160,7 @@ def linear_cross_entropy(
         _differentiate(logits, targets[part], losses[part], dtype.type(count), rows_per_chunk(num_classes))
         if with_grad:
             matmul(logits, weight, out=dx[part])
-            matmul(logits.T, x[part], out=dweight, accumulate=first > 0)
+            matmul(logits.T, x[part], out=dweight, onto=dweight if first else None)
     loss = np.asarray(losses.sum(dtype=np.float64) / count if count else np.nan, dtype)
     if not with_grad:
         return loss, None, None

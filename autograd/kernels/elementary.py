@@ -35,11 +35,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from .ir import Bfloat16, has
+from .ir import Bfloat16, TileEmitter, emitted, has
 from .jit import kernel
 
-__all__ = ["as_number", "as_stored", "erf", "exp", "exp2", "is_narrow", "like", "log", "logistic", "minus", "narrow",
-           "normal_cdf", "normal_pdf", "row_maximum", "sigmoid", "tanh", "use_widest_vectors", "widen"]
+__all__ = ["as_number", "as_stored", "computed_row", "erf", "exp", "exp2", "is_narrow", "like", "log", "logistic",
+           "minus", "narrow", "normal_cdf", "normal_pdf", "row_maximum", "sigmoid", "store_row", "tanh",
+           "use_widest_vectors", "widen"]
 
 
 class Constants(NamedTuple):
@@ -349,6 +350,54 @@ def as_stored(x: Any, place: Any) -> Any:
 @overload(as_stored)
 def _as_stored(x, place):
     return (lambda x, place: narrow(x)) if place.dtype == types.uint16 else (lambda x, place: x)
+
+
+NARROWS_VECTORS = has("avx512bf16", "avx512bw")
+
+
+@intrinsic
+def _narrow_vectors(typing, source, target, count):
+    """`narrow` for `count` times two vectors, of which one instruction makes one."""
+
+    def body(e, source, target, count):
+        if NARROWS_VECTORS:
+            with e.loop(count, [source, target]) as carried:
+                source, target = carried
+                e.store(e.round_pair(e.load(source), e.load(e.at(source, e.lanes))), target)
+                carried[:] = e.at(source, 2 * e.lanes), e.at(target, 2 * e.lanes, ir.IntType(16))
+
+    return types.void(source, target, types.intp), emitted("narrow", body, emitter=TileEmitter)
+
+
+@kernel
+def _narrow_row(source, target, size):
+    pairs = size // 32 if NARROWS_VECTORS else 0
+    _narrow_vectors(source, target, pairs)
+    for j in range(32 * pairs, size):
+        target[j] = narrow(source[j])
+
+
+def computed_row(place: Any, scratch: Any) -> Any:
+    """Where to compute what the row at `place` is to hold: there, or in `scratch` if that is bfloat16 (uint16)."""
+
+
+@overload(computed_row)
+def _computed_row(place, scratch):
+    return (lambda place, scratch: scratch) if place.dtype == types.uint16 else (lambda place, scratch: place)
+
+
+def store_row(row: Any, place: Any, size: int) -> Any:
+    """Round the `size` numbers of a row to where they belong, if `computed_row` gave another place for them.
+
+    (Of a loop with `as_stored` that does little else, the compiler makes vectors of 4 numbers.)
+    """
+
+
+@overload(store_row)
+def _store_row(row, place, size):
+    if place.dtype == types.uint16:
+        return lambda row, place, size: _narrow_row(row, place, size)
+    return lambda row, place, size: None
 
 
 @scalar

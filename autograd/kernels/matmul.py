@@ -69,6 +69,7 @@ from .matrix import (
     matrix,
     operands,
     plan,
+    repeated,
     work_type,
 )
 from .memory import empty
@@ -353,27 +354,26 @@ def program(shared_type: str) -> tuple[Callable, Callable]:
     def work(arguments, worker):
         _work(load(arguments, shared_type), worker)
 
-    def multiply(a, b, bias, out, u, side, batch_axes, accumulate, epilogue, work, counters, workspace):
-        if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
+    def multiply(a, b, start, out, u, side, batch_axes, epilogue, work, counters, workspace):
+        if between_numbers(a) or between_numbers(b) or between_numbers(start) or between_numbers(out):
             return False
         (M, K), N = a.shape, b.shape[1]
         batches = count_batches(batch_axes)
-        A, B, C = matrix(a), matrix(b), matrix(out)
-        bias_row = Matrix(pointer(bias), 0, bias.strides[0] // bias.itemsize)
+        A, B, C, S = matrix(a), matrix(b), matrix(out), repeated(start)
         vector = batches == 1 and _is_vector_product(a, b, out) and (epilogue == NOTHING or M == 1)
         if vector:  # here the bits depend on the cut: it must not depend on the number of threads
             M_parts, N_parts = 1, max(1, min(M * N // VECTOR_UNIT, M * N * K // VECTOR_TASK))
             A, B, C = _as_row(a, b, out)
             if N == 1:
-                M, N, bias_row = 1, M, Matrix(bias_row.start, 0, 0)
+                M, N, S = 1, M, Matrix(S.start, S.column, S.row)
         else:
             down, across = -(-M // ROWS), -(-N // (VECTORS * lanes(pointer(a))))
             M_parts, N_parts = plan(down, across, batches, len(workspace), CLOCKS_TILE, CLOCKS_PACK_A, CLOCKS_PACK_B)
         small = M_parts * N_parts * batches == 1 or (batches * M * N * K < SMALL and not vector)
         reset(counters)
         shared = Work(
-            A, B, bias_row, C, matrix(u), matrix(side), M, K, N, batch_axes, batches, bias.size > 0, accumulate,
-            epilogue, vector, counters, workspace, M_parts, N_parts,
+            A, B, S, C, matrix(u), matrix(side), M, K, N, batch_axes, batches, start.size > 0, epilogue, vector,
+            counters, workspace, M_parts, N_parts,
         )  # fmt: skip
         run(work, save(shared, shared_type), 1 if small else len(workspace))
         return True
@@ -396,26 +396,26 @@ class Product:
         read = lambda kind, ndim: types.Array(kind, ndim, "A", readonly=True)
         write = lambda kind: types.Array(kind, 2, "A")
         A, B, C, S = (getattr(types, name) for name in names)
-        arrays = (read(A, 2), read(B, 2), read(C, 1), write(C), write(S), write(S))
+        arrays = (read(A, 2), read(B, 2), read(C, 2), write(C), write(S), write(S))
         counters, workspace, axes = (types.Array(k, n, "C") for k, n in ((types.int64, 1), (C, 2), (types.int64, 2)))
         multiply, work = program(declare(f"a product: {' '.join(names)}", work_type(A, B, C, S)))
-        signature = types.boolean(*arrays, axes, types.boolean, types.int64, types.int64, counters, workspace)
+        signature = types.boolean(*arrays, axes, types.int64, types.int64, counters, workspace)
         self._multiply = kernel(multiply, signature=signature)
         self._work = callback(types.void(types.int64, types.int64))(work)
-        self.no_bias = np.empty(0, out)
+        self.no_start = np.empty((0, 0), out)
         self.no_sides = (np.empty((0, 0), side),) * 2
         self._workspace_size = workspace_size
         self._free: deque[tuple[np.ndarray, np.ndarray]] = deque()
         self._address = self._work.address
 
-    def __call__(self, a, b, bias, out, batch_axes, accumulate=False, epilogue=NOTHING, sides=None) -> bool:
+    def __call__(self, a, b, start, out, batch_axes, epilogue=NOTHING, sides=None) -> bool:
         """Multiply, with a queue and a buffer per thread that no other call is using."""
         try:
             workspace = self._free.pop()
         except IndexError:
             workspace = self._new_workspace()
         u, side = self.no_sides if sides is None else sides
-        done = self._multiply(a, b, bias, out, u, side, batch_axes, accumulate, epilogue, self._address, *workspace)
+        done = self._multiply(a, b, start, out, u, side, batch_axes, epilogue, self._address, *workspace)
         self._free.append(workspace)
         return done
 
@@ -476,11 +476,11 @@ def use_for_float32(function: Callable | None) -> None:
 
 
 BETWEEN_NUMBERS = "matmul needs strides that are multiples of the item size; copy the arrays first"
-_NO_AXES = np.empty((0, 4), np.int64)
+_NO_AXES = np.empty((0, 5), np.int64)
 
 
 def _batch_axes(batch: tuple[int, ...], *arrays: np.ndarray) -> np.ndarray:
-    """(axes, 4), last axis first: its size and each array's stride in numbers, 0 where the array is broadcast."""
+    """(axes, 5), last axis first: its size and each array's stride in numbers, 0 where the array is broadcast."""
 
     def stride(array: np.ndarray, axis: int) -> int:
         there = array.ndim >= 2 + axis and array.shape[-2 - axis] > 1
@@ -499,25 +499,25 @@ def matmul(
     *,
     bias: np.ndarray | None = None,
     out: np.ndarray | None = None,
-    accumulate: bool = False,
+    onto: np.ndarray | None = None,
 ) -> np.ndarray:
     """The matrix product a (..., M, K) @ b (..., K, N) → (..., M, N), float32 or float64.
 
-    Leading (batch) axes broadcast. `bias` (N,) is added to every row. The product goes to `out`, which must not
-    overlap the operands, or is added to what `out` holds with `accumulate`. All arrays may have any strides:
-    a transposed view costs nothing.
+    Leading (batch) axes broadcast. `bias` (N,) is added to every row, and `onto` (..., M, N) to the whole. The result
+    goes to `out`, which must not overlap the operands, but may be `onto`. All arrays may have any strides: a
+    transposed view costs nothing.
 
     Returns `out`, or a new C-contiguous array. Raises TypeError for other dtypes or two different ones,
     ValueError for shapes that do not fit.
     """
     if _for_float32 is not None and a.dtype == b.dtype == np.float32:
-        return _for_float32(a, b, bias=bias, out=out, accumulate=accumulate)
-    return multiply_with(product_for(a, b), a, b, bias, out, accumulate)
+        return _for_float32(a, b, bias=bias, out=out, onto=onto)
+    return multiply_with(product_for(a, b), a, b, bias, out, onto)
 
 
 def multiply_with(
-    product: Product, a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None, accumulate: bool,
-    epilogue: int = NOTHING, sides: tuple | None = None,
+    product: Product, a: np.ndarray, b: np.ndarray, bias: np.ndarray | None = None, out: np.ndarray | None = None,
+    onto: np.ndarray | None = None, epilogue: int = NOTHING, sides: tuple | None = None,
 ) -> np.ndarray:  # fmt: skip
     """`matmul` by the given program: checks the arguments and lays them out for it.
 
@@ -530,34 +530,25 @@ def multiply_with(
         raise ValueError(f"matmul multiplies (..., M, K) by (..., K, N), got {a.shape} and {b.shape}")
     if a.ndim > 2 and b.ndim == 2 and a.flags.c_contiguous and (out is None or out.flags.c_contiguous) and a.size:
         shape = (*a.shape[:-1], b.shape[1])  # one tall matrix
-        flat = None if out is None else _checked(out, shape, dtype).reshape(-1, shape[-1])
-        return multiply_with(product, a.reshape(-1, a.shape[-1]), b, bias, flat, accumulate).reshape(shape)
+        whole = [None if x is None else _checked(x, shape, dtype).reshape(-1, shape[-1]) for x in (out, onto)]
+        return multiply_with(product, a.reshape(-1, a.shape[-1]), b, bias, *whole).reshape(shape)
     batch = () if a.ndim == b.ndim == 2 else _broadcast(a, b)
     shape = (*batch, a.shape[-2], b.shape[-1])
-    if out is not None:
-        _checked(out, shape, dtype)
-    elif accumulate:
-        raise ValueError("accumulate adds to what `out` holds; pass out=")
-    else:
-        out = empty(shape, dtype)
-    if bias is None:
-        start = product.no_bias
-    elif bias.shape != shape[-1:] or bias.dtype != dtype:
+    out = empty(shape, dtype) if out is None else _checked(out, shape, dtype)
+    start = product.no_start if onto is None else _checked(onto, shape, dtype, "onto")
+    if bias is not None and (bias.shape != shape[-1:] or bias.dtype != dtype):
         raise ValueError(f"a product {shape} takes a bias {shape[-1:]} of {dtype}, got {bias.shape} of {bias.dtype}")
-    elif accumulate:
-        out += bias
-        start = product.no_bias
-    else:
-        start = bias
+    if bias is not None:
+        start = bias[None] if onto is None else np.add(onto, bias, out=out)
     if out.size == 0:
         return out
     if a.shape[-1] == 0:  # a sum of nothing is zero, as is one of a single zero
         a, b = (np.zeros((*x.shape[:-2], *last), x.dtype) for x, last in ((a, (shape[-2], 1)), (b, (1, shape[-1]))))
     axes, first = _NO_AXES, out
     if batch:
-        axes = _batch_axes(batch, a, b, out)
-        a, b, first = (x[(0,) * (x.ndim - 2)] for x in (a, b, out))
-    if not product(a, b, start, first, axes, accumulate, epilogue, sides):
+        axes = _batch_axes(batch, a, b, out, start)
+        a, b, first, start = (x[(0,) * (x.ndim - 2)] for x in (a, b, out, start))
+    if not product(a, b, start, first, axes, epilogue, sides):
         raise ValueError(BETWEEN_NUMBERS)
     return out
 
@@ -571,7 +562,7 @@ def _broadcast(a: np.ndarray, b: np.ndarray) -> tuple[int, ...]:
         raise ValueError(f"matmul cannot broadcast the batch axes of {a.shape} and {b.shape}") from None
 
 
-def _checked(out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    if out.shape != shape or out.dtype != dtype or not out.flags.writeable:
-        raise ValueError(f"the product is {shape} of {dtype}; out is {out.shape} of {out.dtype}, or read-only")
+def _checked(out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, name: str = "out") -> np.ndarray:
+    if out.shape != shape or out.dtype != dtype or (name == "out" and not out.flags.writeable):
+        raise ValueError(f"the product is {shape} of {dtype}; {name} is {out.shape} of {out.dtype}, or read-only")
     return out

@@ -14,7 +14,9 @@ from numba import types
 from .ir import pointer, shift
 from .jit import kernel
 
-__all__ = ["Matrix", "Work", "at", "between_numbers", "count_batches", "matrix", "operands", "plan", "work_type"]
+__all__ = [
+    "Matrix", "Work", "at", "between_numbers", "count_batches", "matrix", "operands", "plan", "repeated", "work_type",
+]  # fmt: skip
 
 
 class Matrix(NamedTuple):
@@ -29,6 +31,13 @@ class Matrix(NamedTuple):
 def matrix(array):
     """The array (2-D, strides whole numbers of elements) as a `Matrix`."""
     return Matrix(pointer(array), array.strides[0] // array.itemsize, array.strides[1] // array.itemsize)
+
+
+@kernel
+def repeated(array):
+    """The same, where one row stands for as many as are asked for."""
+    first = matrix(array)
+    return Matrix(first.start, first.row if len(array) > 1 else 0, first.column)
 
 
 @kernel
@@ -77,17 +86,16 @@ class Work(NamedTuple):
 
     a: Matrix  # (M, K), the first of the batch, as are the following
     b: Matrix  # (K, N)
-    bias: Matrix  # (N,): one row for all; without start where `has_bias` is false
+    start: Matrix  # (M, N), what is added; none where `has_start` is false
     out: Matrix  # (M, N)
     u: Matrix  # two arrays for an epilogue, (M, N)
     side: Matrix
     M: int
     K: int
     N: int
-    batch_axes: Any  # (axes, 4), last axis first: its size, and how much further the next a, b and out lie
+    batch_axes: Any  # (axes, 5), last axis first: its size, and how much further the next a, b, out and start lie
     batches: int
-    has_bias: bool
-    accumulate: bool
+    has_start: bool
     epilogue: int  # the address of a function, or NOTHING
     vector: bool  # M or N is 1, and strides are such that `_vector_block` can do it
     counters: Any  # see tasks.py
@@ -102,7 +110,7 @@ def work_type(a: types.Type, b: types.Type, out: types.Type, side: types.Type) -
     matrices = [types.NamedTuple([types.CPointer(n), types.int64, types.int64], Matrix) for n in numbers]
     sizes = [types.int64] * 3
     axes, counters, workspace = (types.Array(k, n, "C") for k, n in ((types.int64, 2), (types.int64, 1), (out, 2)))
-    flags = [types.int64, types.boolean, types.boolean, types.int64, types.boolean]
+    flags = [types.int64, types.boolean, types.int64, types.boolean]
     return types.NamedTuple([*matrices, *sizes, axes, *flags, counters, workspace, types.int64, types.int64], Work)
 
 
@@ -110,18 +118,14 @@ def work_type(a: types.Type, b: types.Type, out: types.Type, side: types.Type) -
 def operands(work, zeros, zeros_step, batch, i, j):
     """What the part of `out` from row i and column j on, in batch number `batch`, is made of: a, b, start, out.
 
-    `start` is what the sums begin with: what `out` holds, or the bias in every row, or zeros.
+    `start` is what the product is added to, or zeros.
     """
-    a, b, out = at(work.a, i, 0), at(work.b, 0, j), at(work.out, i, j)
+    a, b, out, start = at(work.a, i, 0), at(work.b, 0, j), at(work.out, i, j), at(work.start, i, j)
     axes = work.batch_axes
     for axis in range(len(axes)):
         batch, index = divmod(batch, axes[axis, 0])
         a = Matrix(shift(a.start, index * axes[axis, 1]), a.row, a.column)
         b = Matrix(shift(b.start, index * axes[axis, 2]), b.row, b.column)
         out = Matrix(shift(out.start, index * axes[axis, 3]), out.row, out.column)
-    start = Matrix(zeros, 0, zeros_step)
-    if work.accumulate:
-        start = out
-    elif work.has_bias:
-        start = at(work.bias, 0, j)
-    return a, b, start, out
+        start = Matrix(shift(start.start, index * axes[axis, 4]), start.row, start.column)
+    return a, b, start if work.has_start else Matrix(zeros, 0, zeros_step), out

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import epilogue
-from .bfloat16 import matmul_narrow, narrow_products
+from .bfloat16 import matmul_narrow, narrow_products, rounded_product
 from .matmul import matmul, multiply_with, product_for
 from .memory import empty
 from .sums import column_sums
@@ -29,22 +29,23 @@ __all__ = ["MLPGradients", "mlp", "mlp_backward"]
 
 def mlp(
     x: np.ndarray, up: np.ndarray, down: np.ndarray, up_bias: np.ndarray | None, down_bias: np.ndarray | None,
-    tanh: bool,
+    tanh: bool, onto: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """x (N, C), up (H, C), down (C', H), up_bias (H,), down_bias (C',) → (out (N, C'), slope, h).
 
-    slope and h, for the backward pass, are (N, H) of x's dtype, or bfloat16 as uint16. `tanh`: GPT-2's form of GELU.
+    slope and h, for the backward pass, are (N, H) of x's dtype, or bfloat16 as uint16, which x may be, too. `tanh`:
+    GPT-2's form of GELU. `onto` (N, C') is added to out.
     """
     shape = (len(x), len(up))
-    if narrow_products(x, up):
+    if x.dtype == np.uint16 or narrow_products(x, up):
         slope, h = empty(shape, np.uint16), empty(shape, np.uint16)
         make = epilogue.gelu(h.dtype, tanh).address
         matmul_narrow(x, up.T, bias=up_bias, epilogue=make, sides=(slope, h))
-        return matmul_narrow(h, down.T, bias=down_bias), slope, h
+        return matmul_narrow(h, down.T, bias=down_bias, onto=onto), slope, h
     slope, h = empty(shape, x.dtype), empty(shape, x.dtype)
     make = epilogue.gelu(x.dtype, tanh).address
-    multiply_with(product_for(x, up.T), x, up.T, up_bias, slope, False, make, (slope, h))
-    return matmul(h, down.T, bias=down_bias), slope, h
+    multiply_with(product_for(x, up.T), x, up.T, up_bias, slope, epilogue=make, sides=(slope, h))
+    return matmul(h, down.T, bias=down_bias, onto=onto), slope, h
 
 
 class MLPGradients(NamedTuple):
@@ -61,9 +62,13 @@ def mlp_backward(
     dout: np.ndarray, x: np.ndarray, up: np.ndarray, down: np.ndarray, slope: np.ndarray, h: np.ndarray,
     needs: tuple[bool, ...],
 ) -> MLPGradients:  # fmt: skip
-    """Gradients of what `needs` marks (in the order of the result) from dout (N, C') and what `mlp` returned."""
+    """Gradients of what `needs` marks (in the order of the result) from dout (N, C') and what `mlp` returned.
+
+    dx has x's dtype.
+    """
     narrow = h.dtype == np.uint16
     product = matmul_narrow if narrow else matmul
+    product_like_x = rounded_product if x.dtype == np.uint16 else product
     wants_x, wants_up, wants_down, wants_up_bias, wants_down_bias = (*needs, False, False)[:5]
     du = empty(h.shape, h.dtype)
     times, sides = epilogue.times(h.dtype).address, (slope, du)
@@ -72,9 +77,9 @@ def mlp_backward(
     elif narrow:
         matmul_narrow(dout, down, epilogue=times, sides=sides)
     else:
-        multiply_with(product_for(dout, down), dout, down, None, du, False, times, sides)
+        multiply_with(product_for(dout, down), dout, down, out=du, epilogue=times, sides=sides)
     return MLPGradients(
-        product(du, up) if wants_x else None,
+        product_like_x(du, up) if wants_x else None,
         product(du.T, x) if wants_up else None,
         product(dout.T, h) if wants_down else None,
         column_sums(du) if wants_up_bias else None,

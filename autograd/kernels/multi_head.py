@@ -25,7 +25,10 @@ from .matmul import matmul
 from .memory import empty
 from .sums import column_sums
 
-__all__ = ["MultiHeadGradients", "causal_heads", "causal_heads_backward", "heads", "multi_head", "multi_head_backward"]
+__all__ = [
+    "MultiHeadGradients", "causal_heads", "causal_heads_backward", "heads", "multi_head", "multi_head_backward",
+    "narrow_heads",
+]  # fmt: skip
 
 
 def heads(qkv: np.ndarray, n_head: int, n_kv_head: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,21 +72,30 @@ def causal_heads_backward(
 def multi_head(
     x: np.ndarray, qkv_weight: np.ndarray, out_weight: np.ndarray, qkv_bias: np.ndarray | None,
     out_bias: np.ndarray | None, n_head: int, n_kv_head: int, dropout_p: float, seed: int,
+    onto: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """x (B, T, C) → (out (B, T, C′), qkv (B, T, (H + 2K)·D), y (B, T, H·D), lse (B, H, T)).
 
     qkv_weight ((H + 2K)·D, C), out_weight (C′, H·D), qkv_bias, out_bias: as many numbers as rows, or None. qkv and y
-    are for the backward pass, of x's dtype or bfloat16 as uint16.
+    are for the backward pass, of x's dtype or bfloat16 as uint16, which x may be, too. `onto` (B, T, C′) is added to
+    out.
     """
     B, T, C = x.shape
     rows = x.reshape(B * T, C)
-    narrow = narrow_products(rows, qkv_weight) and len(out_weight) > 1 and n_kv_head * B >= TASKS
-    project = rounded_product if narrow else matmul
+    narrow = x.dtype == np.uint16 or narrow_heads(x, qkv_weight, out_weight, n_kv_head)
+    project, product = (rounded_product, matmul_narrow) if narrow else (matmul, matmul)
     qkv = project(rows, qkv_weight.T, bias=qkv_bias).reshape(B, T, -1)
     y, lse = causal_heads(qkv, n_head, n_kv_head, dropout_p, seed)
-    product = matmul_narrow if narrow else matmul
-    out = product(y.reshape(B * T, -1), out_weight.T, bias=out_bias)
+    below = None if onto is None else onto.reshape(B * T, -1)
+    out = product(y.reshape(B * T, -1), out_weight.T, bias=out_bias, onto=below)
     return out.reshape(B, T, -1), qkv, y, lse
+
+
+def narrow_heads(x: np.ndarray, qkv_weight: np.ndarray, out_weight: np.ndarray, n_kv_head: int) -> bool:
+    """Whether all products of `multi_head` round to bfloat16, so that what goes from one to the next may be rounded."""
+    B, T, C = x.shape
+    rounds = narrow_products(x.reshape(B * T, C), qkv_weight)
+    return rounds and len(out_weight) > 1 and n_kv_head * B >= TASKS
 
 
 class MultiHeadGradients(NamedTuple):
@@ -100,11 +112,15 @@ def multi_head_backward(
     dout: np.ndarray, x: np.ndarray, qkv_weight: np.ndarray, out_weight: np.ndarray, qkv: np.ndarray, y: np.ndarray,
     lse: np.ndarray, n_head: int, n_kv_head: int, dropout_p: float, seed: int, needs: tuple[bool, ...],
 ) -> MultiHeadGradients:  # fmt: skip
-    """Gradients of what `needs` marks (in the order of the result) from dout (B, T, C′) and what `multi_head` made."""
+    """Gradients of what `needs` marks (in the order of the result) from dout (B, T, C′) and what `multi_head` made.
+
+    dx has x's dtype.
+    """
     B, T, _ = x.shape
     flat = lambda array: array.reshape(B * T, array.shape[2])
     narrow = qkv.dtype == np.uint16
     product, project = (matmul_narrow, rounded_product) if narrow else (matmul, matmul)
+    product_like_x = rounded_product if x.dtype == np.uint16 else product
     wants_x, wants_qkv_weight, wants_out_weight, wants_qkv_bias, wants_out_bias = (*needs, False, False)[:5]
     drows = flat(dout)
     dqkv = None
@@ -112,7 +128,7 @@ def multi_head_backward(
         dy = project(drows, out_weight).reshape(y.shape)
         dqkv = flat(causal_heads_backward(dy, qkv, y, lse, n_head, n_kv_head, dropout_p, seed))
     return MultiHeadGradients(
-        product(dqkv, qkv_weight).reshape(x.shape) if wants_x else None,
+        product_like_x(dqkv, qkv_weight).reshape(x.shape) if wants_x else None,
         product(dqkv.T, flat(x)) if wants_qkv_weight else None,
         product(drows.T, flat(y)) if wants_out_weight else None,
         column_sums(dqkv) if wants_qkv_bias else None,

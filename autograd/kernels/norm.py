@@ -14,6 +14,9 @@ from the differences to the mean, in a second pass over the row in cache. Forwar
 FLOPs an element; backward: three and about 15. The sums over rows go to one partial sum per chunk of rows, at most
 `PARTIALS` of them, which are then added in order.
 
+In a pre-norm block, x + f(norm(x)), only products read what the norm makes, and x has a second gradient beside the
+norm's. So out and dout may be bfloat16, where products round to it, and dx may be added to that second gradient.
+
 Left out: statistics over other axes; running averages.
 """
 
@@ -22,6 +25,8 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import operand, rows, rows_per_chunk
+from .elementary import as_number, computed_row, store_row, use_widest_vectors
+from .ir import pointer
 from .jit import kernel, prange
 from .memory import empty
 
@@ -33,6 +38,7 @@ PARTIALS = 32
 @kernel
 def _affine(x, shift, scale, weight, bias, out):
     """out = (x − shift)·scale·weight + bias, where an empty weight or bias counts as absent."""
+    use_widest_vectors()
     C = x.size
     if weight.size and bias.size:
         for j in range(C):
@@ -40,18 +46,20 @@ def _affine(x, shift, scale, weight, bias, out):
     elif weight.size:
         for j in range(C):
             out[j] = (x[j] - shift) * scale * weight[j]
+    elif bias.size:
+        for j in range(C):
+            out[j] = (x[j] - shift) * scale + bias[j]
     else:
         for j in range(C):
             out[j] = (x[j] - shift) * scale
-        if bias.size:
-            for j in range(C):
-                out[j] += bias[j]
 
 
 @kernel
 def _layer_norm_rows(x, weight, bias, eps, out, mean, rstd, first, last):
+    use_widest_vectors()
     zero, one = x.dtype.type(0), x.dtype.type(1)
     C = x.dtype.type(x.shape[1])
+    scratch = np.empty(x.shape[1], x.dtype)
     for i in range(first, last):
         xi = x[i]
         total = zero
@@ -63,7 +71,10 @@ def _layer_norm_rows(x, weight, bias, eps, out, mean, rstd, first, last):
             square += (xi[j] - mu) * (xi[j] - mu)
         mean[i] = mu
         rstd[i] = one / np.sqrt(square / C + eps)
-        _affine(xi, mu, rstd[i], weight, bias, out[i])
+        place = pointer(out[i])
+        row = computed_row(place, pointer(scratch))
+        _affine(xi, mu, rstd[i], weight, bias, row)
+        store_row(row, place, xi.size)
 
 
 @kernel
@@ -76,12 +87,13 @@ def _rms_norm_rows(x, weight, bias, eps, out, rstd, first, last):
         for j in range(xi.size):
             square += xi[j] * xi[j]
         rstd[i] = one / np.sqrt(square / C + eps)
-        _affine(xi, zero, rstd[i], weight, bias, out[i])
+        _affine(xi, zero, rstd[i], weight, bias, pointer(out[i]))
 
 
 @kernel
-def _norm_backward_rows(dout, x, weight, mean, rstd, dx, dweight, dbias, first, last):
-    """Both norms: RMS norm has no `mean`, and where no `dbias` is wanted there is none (empty arrays)."""
+def _norm_backward_rows(dout, x, weight, mean, rstd, onto, dx, dweight, dbias, first, last):
+    """Both norms: RMS norm has no `mean`; where there is nothing to add to, or no `dbias` wanted, arrays are empty."""
+    use_widest_vectors()
     zero = x.dtype.type(0)
     C = x.dtype.type(x.shape[1])
     dweight[:] = zero
@@ -90,20 +102,24 @@ def _norm_backward_rows(dout, x, weight, mean, rstd, dx, dweight, dbias, first, 
         di, xi, dxi = dout[i], x[i], dx[i]
         shift = mean[i] if mean.size else zero
         scale = rstd[i]
-        for j in range(xi.size):
-            dweight[j] += di[j] * ((xi[j] - shift) * scale)
-        if dbias.size:
-            for j in range(xi.size):
-                dbias[j] += di[j]
         total, along = zero, zero
         for j in range(xi.size):
-            g = di[j] * weight[j]
-            total += g
-            along += g * ((xi[j] - shift) * scale)
+            d, x_hat = as_number(di[j]), (xi[j] - shift) * scale
+            dweight[j] += d * x_hat
+            total += d * weight[j]
+            along += d * weight[j] * x_hat
+        if dbias.size:
+            for j in range(xi.size):
+                dbias[j] += as_number(di[j])
         total = total / C if mean.size else zero
         along = along / C
-        for j in range(xi.size):
-            dxi[j] = scale * (di[j] * weight[j] - total - (xi[j] - shift) * scale * along)
+        if len(onto):
+            below = onto[i]
+            for j in range(xi.size):
+                dxi[j] = below[j] + scale * (as_number(di[j]) * weight[j] - total - (xi[j] - shift) * scale * along)
+        else:
+            for j in range(xi.size):
+                dxi[j] = scale * (as_number(di[j]) * weight[j] - total - (xi[j] - shift) * scale * along)
 
 
 @kernel(parallel=True)
@@ -129,9 +145,9 @@ def _add_up(partials, total):
 
 
 @kernel(parallel=True)
-def _norm_backward(dout, x, weight, mean, rstd, dx, dweights, dbiases, dweight, dbias, step):
+def _norm_backward(dout, x, weight, mean, rstd, onto, dx, dweights, dbiases, dweight, dbias, step):
     for chunk in prange(len(dweights)):
-        _norm_backward_rows(dout, x, weight, mean, rstd, dx, dweights[chunk], dbiases[chunk],
+        _norm_backward_rows(dout, x, weight, mean, rstd, onto, dx, dweights[chunk], dbiases[chunk],
                             chunk * step, min(len(x), (chunk + 1) * step))
     _add_up(dweights, dweight)
     _add_up(dbiases, dbias)
@@ -141,10 +157,13 @@ def _parameter(p: np.ndarray | None, like: np.ndarray) -> np.ndarray:
     return np.empty(0, like.dtype) if p is None else operand(p)
 
 
-def layer_norm(x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None,
-               eps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x (..., C), weight (C,) or None, bias (C,) or None → (out (..., C), mean (...), rstd (...)), all of x's dtype."""
-    out = empty(x.shape, x.dtype)
+def layer_norm(x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None, eps: float,
+               narrow: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x (..., C), weight (C,) or None, bias (C,) or None → (out (..., C), mean (...), rstd (...)), all of x's dtype.
+
+    `narrow`: out is rounded to bfloat16 (its bits, uint16), from float32.
+    """
+    out = empty(x.shape, np.uint16 if narrow else x.dtype)
     mean, rstd = np.empty(x.shape[:-1], x.dtype), np.empty(x.shape[:-1], x.dtype)
     _layer_norm(rows(x), _parameter(weight, x), _parameter(bias, x), x.dtype.type(eps), rows(out),
                 mean.reshape(-1), rstd.reshape(-1), rows_per_chunk(x.shape[-1]))
@@ -161,7 +180,7 @@ def rms_norm(x: np.ndarray, weight: np.ndarray | None, eps: float) -> tuple[np.n
 
 
 def _backward(dout: np.ndarray, x: np.ndarray, weight: np.ndarray | None, mean: np.ndarray | None, rstd: np.ndarray,
-              with_bias: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+              with_bias: bool, onto: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(dx, dweight, dbias, or an empty array in its place)."""
     width = x.shape[-1]
     dx = empty(x.shape, x.dtype)
@@ -170,25 +189,27 @@ def _backward(dout: np.ndarray, x: np.ndarray, weight: np.ndarray | None, mean: 
     dweight, dbias = np.empty(width, x.dtype), np.empty(width if with_bias else 0, x.dtype)
     partials = [np.empty((chunks, total.size), x.dtype) for total in (dweight, dbias)]
     weight = np.ones(width, x.dtype) if weight is None else operand(weight)
-    _norm_backward(rows(dout), rows(x), weight, _parameter(mean, x).reshape(-1), operand(rstd).reshape(-1), rows(dx),
-                   *partials, dweight, dbias, step)
+    added = np.empty((0, width), x.dtype) if onto is None else rows(onto)
+    _norm_backward(rows(dout), rows(x), weight, _parameter(mean, x).reshape(-1), operand(rstd).reshape(-1), added,
+                   rows(dx), *partials, dweight, dbias, step)
     return dx, dweight, dbias
 
 
 def layer_norm_backward(
     dout: np.ndarray, x: np.ndarray, weight: np.ndarray | None, mean: np.ndarray, rstd: np.ndarray,
-    with_bias: bool = True,
+    with_bias: bool = True, onto: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:  # fmt: skip
     """(dx (..., C), dweight (C,), dbias (C,)) from dout, x (..., C) and what `layer_norm` returned beside out.
 
-    Without a bias, dbias is None.
+    dout may be bfloat16 (uint16) beside float32. dx is added to `onto` (..., C), if there is one. Without a bias,
+    dbias is None.
     """
-    dx, dweight, dbias = _backward(dout, x, weight, mean, rstd, with_bias)
+    dx, dweight, dbias = _backward(dout, x, weight, mean, rstd, with_bias, onto)
     return dx, dweight, dbias if with_bias else None
 
 
 def rms_norm_backward(dout: np.ndarray, x: np.ndarray, weight: np.ndarray | None,
                       rstd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(dx (..., C), dweight (C,)) from dout, x (..., C) and the rstd that `rms_norm` returned."""
-    dx, dweight, _ = _backward(dout, x, weight, None, rstd, False)
+    dx, dweight, _ = _backward(dout, x, weight, None, rstd, False, None)
     return dx, dweight

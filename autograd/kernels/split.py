@@ -126,11 +126,11 @@ def program(shared_type: str) -> tuple[Callable, Callable]:
     def work(arguments, worker):
         _work(load(arguments, shared_type), worker)
 
-    def multiply(a, b, bias, out, u, side, batch_axes, accumulate, epilogue, work, counters, workspace):
-        if between_numbers(a) or between_numbers(b) or between_numbers(bias) or between_numbers(out):
+    def multiply(a, b, start, out, u, side, batch_axes, epilogue, work, counters, workspace):
+        if between_numbers(a) or between_numbers(b) or between_numbers(start) or between_numbers(out):
             return False
-        shared = in_squares(a, b, bias, out, u, side, batch_axes, accumulate, epilogue, counters, workspace,
-                            CLOCKS_TILE, CLOCKS_PACK)  # fmt: skip
+        shared = in_squares(a, b, start, out, u, side, batch_axes, epilogue, counters, workspace, CLOCKS_TILE,
+                            CLOCKS_PACK)  # fmt: skip
         reset(counters)
         small = shared.batches * shared.M * shared.N * shared.K < SMALL
         run(work, save(shared, shared_type), 1 if small else len(workspace))

@@ -6,7 +6,7 @@
     shape          reshape, permute, concatenate, …       attention      streaming attention
     reduction      sum, max, logsumexp, cumsum, …         loss           cross-entropy
     linalg         matmul, linear                         randomness     dropout
-    feedforward    GPT-2's MLP
+    feedforward    GPT-2's MLP                            residual       the branches of a block, norm to sum
 """
 
 from .activation import gelu, silu, swiglu
@@ -20,6 +20,7 @@ from .loss import cross_entropy, linear_cross_entropy
 from .normalization import layer_norm, log_softmax, rms_norm, softmax
 from .randomness import dropout
 from .reduction import amax, amin, cumsum, logsumexp, mean, prod, std, sum_, var
+from .residual import residual_attention, residual_mlp
 from .selection import gather, getitem, masked_fill, scatter, take, where
 from .shape import (
     alias,
@@ -86,6 +87,8 @@ __all__ = [
     "prod",
     "relu",
     "reshape",
+    "residual_attention",
+    "residual_mlp",
     "rms_norm",
     "rotary_embedding",
     "rsqrt",

@@ -167,6 +167,22 @@ class causal_self_attention:
         return Sample((draw.array((B, T, (H + 2 * K) * D)),), params)
 
 
+def check_heads(name, x, qkv_weight, out_weight, n_head, n_kv_head):
+    """Raise ValueError where `multi_head_attention`, or what is called `name`, cannot work on these."""
+    width = qkv_weight.shape[0]
+    if (
+        x.ndim != 3
+        or x.shape[2] != qkv_weight.shape[1]
+        or n_head % n_kv_head
+        or width % (n_head + 2 * n_kv_head)
+        or out_weight.shape[1] != width // (n_head + 2 * n_kv_head) * n_head
+    ):
+        raise ValueError(
+            f"{name}: expected x (B, T, C), qkv_weight ((H + 2K)·D, C) and out_weight (C_out, H·D), H = {n_head}, "
+            f"K = {n_kv_head}, K dividing H, got {x.shape}, {qkv_weight.shape} and {out_weight.shape}"
+        )
+
+
 @fused
 class multi_head_attention:
     """out = y W_outᵀ + b_out, with y = causal_self_attention(x W_qkvᵀ + b_qkv)
@@ -187,18 +203,7 @@ class multi_head_attention:
     def forward(
         x, qkv_weight, out_weight, qkv_bias=None, out_bias=None, *, n_head, n_kv_head, dropout_p=0.0, seed=0
     ):
-        width = qkv_weight.shape[0]
-        if (
-            x.ndim != 3
-            or x.shape[2] != qkv_weight.shape[1]
-            or n_head % n_kv_head
-            or width % (n_head + 2 * n_kv_head)
-            or out_weight.shape[1] != width // (n_head + 2 * n_kv_head) * n_head
-        ):
-            raise ValueError(
-                f"multi_head_attention: expected x (B, T, C), qkv_weight ((H + 2K)·D, C) and out_weight (C_out, H·D), "
-                f"H = {n_head}, K = {n_kv_head}, K dividing H, got {x.shape}, {qkv_weight.shape} and {out_weight.shape}"
-            )
+        check_heads("multi_head_attention", x, qkv_weight, out_weight, n_head, n_kv_head)
         return multi_head.multi_head(
             x, qkv_weight, out_weight, qkv_bias, out_bias, n_head, n_kv_head, dropout_p, seed
         )

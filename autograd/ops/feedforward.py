@@ -13,6 +13,17 @@ from .linalg import linear
 __all__ = ["mlp"]
 
 
+def check_mlp(name, x, up, down, approximate):
+    """Raise ValueError where `mlp`, or what is called `name`, cannot work on these."""
+    H, C = up.shape
+    if x.ndim == 0 or x.shape[-1] != C or down.shape[1] != H:
+        raise ValueError(
+            f"{name}: expected x (..., C), up (H, C) and down (C_out, H), got {x.shape}, {up.shape} and {down.shape}"
+        )
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"{name}: expected approximate='none' or 'tanh', got {approximate!r}")
+
+
 @fused
 class mlp:
     """out = h W_downᵀ + b_down, with h = gelu(u), u = x W_upᵀ + b_up
@@ -31,14 +42,8 @@ class mlp:
     extras = ("slope", "h")
 
     def forward(x, up, down, up_bias=None, down_bias=None, *, approximate="none"):
-        H, C = up.shape
-        if x.ndim == 0 or x.shape[-1] != C or down.shape[1] != H:
-            raise ValueError(
-                f"mlp: expected x (..., C), up (H, C) and down (C_out, H), got {x.shape}, {up.shape} and {down.shape}"
-            )
-        if approximate not in ("none", "tanh"):
-            raise ValueError(f"mlp: expected approximate='none' or 'tanh', got {approximate!r}")
-        rows = x.reshape(math.prod(x.shape[:-1]), C)
+        check_mlp("mlp", x, up, down, approximate)
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         out, slope, h = kernels.mlp(rows, up, down, up_bias, down_bias, approximate == "tanh")
         return out.reshape(*x.shape[:-1], len(down)), slope, h
 

@@ -99,7 +99,8 @@ def _norm_space(draw, inputs):
     return Sample((draw.array(shape), *parameters), {"eps": draw.choice(1e-5, 1e-3, 0.1)})
 
 
-def _check(name, x, *parameters):
+def check_norm(name, x, *parameters):
+    """Raise ValueError where one of the parameters does not have the size of a row of x."""
     for parameter in parameters:
         if parameter is not None and (x.ndim == 0 or parameter.shape != x.shape[-1:]):
             raise ValueError(f"{name}: expected a weight of shape {x.shape[-1:]} for x of shape {x.shape}, "
@@ -122,7 +123,7 @@ class layer_norm:
     extras = ("mean", "rstd")
 
     def forward(x, weight=None, bias=None, *, eps=1e-5):
-        _check("layer_norm", x, weight, bias)
+        check_norm("layer_norm", x, weight, bias)
         return norm_kernels.layer_norm(x, weight, bias, eps)
 
     def vjp(dout, x, weight, mean, rstd, needs):
@@ -156,7 +157,7 @@ class rms_norm:
     extras = ("rstd",)
 
     def forward(x, weight=None, *, eps=1e-5):
-        _check("rms_norm", x, weight)
+        check_norm("rms_norm", x, weight)
         return norm_kernels.rms_norm(x, weight, eps)
 
     def vjp(dout, x, weight, rstd):
