@@ -9,6 +9,7 @@ from autograd.kernels import activation as activation_kernels
 from autograd.kernels import bfloat16, cross_entropy, multi_head
 from autograd.kernels import matmul as matmul_kernels
 from autograd.kernels import mlp as mlp_kernels
+from autograd.kernels import norm as norm_kernels
 from autograd.kernels.bfloat16 import amx_available, matmul_precision, round_to_bfloat16
 from autograd.op import Op, Sample, registry
 from autograd.proof import BFLOAT16, Case, ProofError, prove
@@ -163,11 +164,11 @@ def attention_by(multiply, change):
 def mlp_by(multiply, change):
     """The same for GPT-2's MLP and its hidden numbers."""
 
-    def forward(x, up, down, up_bias, down_bias, tanh):
+    def forward(x, up, down, up_bias, down_bias, tanh, onto=None):
         u = multiply(x, up.T, bias=up_bias)
         h = activation_kernels.gelu(u, tanh)
         slope = activation_kernels.gelu_backward(np.ones_like(u), u, tanh)
-        return multiply(h, down.T, bias=down_bias), change(slope), h
+        return multiply(h, down.T, bias=down_bias, onto=onto), change(slope), h
 
     def backward(dout, x, up, down, slope, h, needs):
         du = multiply(dout, down) * slope
@@ -204,7 +205,7 @@ def test_a_whole_model_in_bfloat16_is_as_wrong_as_its_operands(style, monkeypatc
     single = gradients()
     gpt.to(np.float64)
     exact = gradients()
-    multiply = matmul_kernels.matmul
+    multiply, layer_norm_backward = matmul_kernels.matmul, norm_kernels.layer_norm_backward
 
     def with_operands(change):
         disturbed = lambda a, b, **how: multiply(change(a), change(b), **how)
@@ -215,6 +216,10 @@ def test_a_whole_model_in_bfloat16_is_as_wrong_as_its_operands(style, monkeypatc
             monkeypatch.setattr(multi_head, name, function)
         for name, function in zip(("mlp", "mlp_backward"), mlp_by(disturbed, change), strict=True):
             monkeypatch.setattr(mlp_kernels, name, function)
+        def to_the_norm(dn, *rest, **how):  # of a branch it is rounded, as what the norm makes
+            return layer_norm_backward(change(dn) if "onto" in how else dn, *rest, **how)
+
+        monkeypatch.setattr(norm_kernels, "layer_norm_backward", to_the_norm)
         return gradients()
 
     rounded = with_operands(lambda x: round_to_bfloat16(x).astype(np.float64))

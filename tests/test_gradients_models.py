@@ -215,7 +215,7 @@ def test_anomalies_in_a_model_name_the_operator_and_the_line_of_the_user():
     with (
         np.errstate(all="ignore"),
         autograd.detect_anomaly(),
-        pytest.raises(autograd.AnomalyError, match="`mlp`") as caught,
+        pytest.raises(autograd.AnomalyError, match="`residual_mlp`") as caught,
     ):
         gpt(idx, targets)  # the line of the user
     assert "forward pass" in str(caught.value) and "the line of the user" in str(caught.value)

@@ -69,18 +69,19 @@ def check(a, b, result, *starts):
     shape=st.tuples(sizes.filter(lambda n: n != 1), long_sizes, long_sizes.filter(lambda n: n != 1)),
     layouts=st.tuples(*map(st.sampled_from, (LAYOUTS, LAYOUTS, TARGETS))),
     biased=st.booleans(),
-    accumulates=st.booleans(),
+    onto=st.sampled_from(["nothing", "out", *LAYOUTS]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_agrees_with_the_exact_product_of_rounded_operands(shape, layouts, biased, accumulates, seed):
+def test_agrees_with_the_exact_product_of_rounded_operands(shape, layouts, biased, onto, seed):
     M, K, N = shape
     rng = np.random.default_rng(seed)
     a, b = laid_out(normal(rng, M, K), layouts[0]), laid_out(normal(rng, K, N), layouts[1])
     a.flags.writeable = b.flags.writeable = False
     bias = normal(rng, 2 * N)[:: rng.choice([1, 2, -2])][:N] if biased else None
     out = laid_out(normal(rng, M, N), layouts[2])
-    starts = ([bias] if biased else []) + ([out.copy()] if accumulates else [])
-    assert matmul_bf16(a, b, bias=bias, out=out, onto=out if accumulates else None) is out
+    below = {"nothing": None, "out": out}.get(onto, laid_out(normal(rng, M, N), onto) if onto in LAYOUTS else None)
+    starts = [start.copy() for start in (bias, below) if start is not None]
+    assert matmul_bf16(a, b, bias=bias, out=out, onto=below) is out
     check(a, b, out, *starts)
 
 

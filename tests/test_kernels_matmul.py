@@ -71,24 +71,25 @@ def normal(rng, shape, dtype):
     dtype=st.sampled_from(["float32", "float64"]),
     layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 2, st.sampled_from(["new", *TARGETS])),
     biased=st.booleans(),
-    accumulates=st.booleans(),
+    onto=st.sampled_from(["nothing", "out", *LAYOUTS]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_agrees_with_a_more_precise_product(shape, dtype, layouts, biased, accumulates, seed):
+def test_agrees_with_a_more_precise_product(shape, dtype, layouts, biased, onto, seed):
     M, K, N = shape
     rng = np.random.default_rng(seed)
     a, b = laid_out(normal(rng, (M, K), dtype), layouts[0]), laid_out(normal(rng, (K, N), dtype), layouts[1])
     a.flags.writeable = b.flags.writeable = False
     bias = normal(rng, 2 * N, dtype)[::-2] if biased else None
-    starts = [] if bias is None else [bias]
-    if layouts[2] == "new":
-        result = matmul(a, b, bias=bias)
-        assert result.flags.c_contiguous and result.dtype == dtype
-    else:
-        out = laid_out(normal(rng, (M, N), dtype), layouts[2])
-        starts += [out.copy()] if accumulates else []
-        result = matmul(a, b, bias=bias, out=out, onto=out if accumulates else None)
-        assert result is out
+    out = None if layouts[2] == "new" else laid_out(normal(rng, (M, N), dtype), layouts[2])
+    below = None
+    if onto == "out":
+        below = out
+    elif onto != "nothing":
+        below = laid_out(normal(rng, (M, N), dtype), onto)
+        below.flags.writeable = False
+    starts = [start.copy() for start in (bias, below) if start is not None]
+    result = matmul(a, b, bias=bias, out=out, onto=below)
+    assert result.dtype == dtype and (result.flags.c_contiguous if out is None else result is out)
     check(a, b, result, *starts)
 
 
@@ -119,6 +120,7 @@ def test_batches_broadcast(batches, shape, layouts, heads_last, seed):
     check(a, b, matmul(a, b, bias=bias), bias)
     out = laid_out(normal(rng, np.matmul(a, b).shape, "float32"), layouts[2] if "same" not in layouts[2] else "C")
     before = out.copy()
+    check(a, b, matmul(a, b, onto=out), before)
     check(a, b, matmul(a, b, out=out, onto=out), before)
 
 
@@ -128,6 +130,8 @@ def test_a_tall_stack_of_rows_is_one_matrix():
     out = np.empty((3, 17, 40), np.float32)
     assert matmul(x, weight.T, bias=bias, out=out).shape == (3, 17, 40)
     check(x, weight.T, out, bias)
+    below = np.asfortranarray(normal(rng, out.shape, "float32"))
+    check(x, weight.T, matmul(x, weight.T, bias=bias, onto=below), bias, below)
     np.testing.assert_array_equal(out.reshape(51, 40), matmul(x.reshape(51, 65), weight.T, bias=bias))
 
 

@@ -109,6 +109,33 @@ def test_in_bfloat16_what_is_kept_is_the_rounded_number(shape, tanh, seed):
 
 
 @needs_amx
+@settings(max_examples=60)
+@given(st.tuples(several, long_sizes, several.filter(lambda n: n > 2), several), seeds)
+def test_an_x_that_is_bfloat16_gives_the_same_bits_and_a_rounded_gradient(shape, seed):
+    (x, *weights), dout = problem(*shape, seed)
+    with matmul_precision("bfloat16"):
+        made = mlp(x, *weights, True)
+        gradients = mlp_backward(dout, x, *weights[:2], *made[1:], ALL)
+        narrow_made = mlp(narrow(x), *weights, True)
+        narrow_gradients = mlp_backward(dout, narrow(x), *weights[:2], *narrow_made[1:], ALL)
+    for a, b in zip(narrow_made + narrow_gradients[1:], made + gradients[1:], strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(narrow_gradients.x, narrow(gradients.x))
+
+
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_amx)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_last_product_is_added_to_what_is_there(biased, precision):
+    (x, up, down, up_bias, down_bias), below = problem(70, 33, 129, 64, 3)
+    biases = (up_bias, down_bias) if biased else (None, None)
+    before = below.copy()
+    with matmul_precision(precision):
+        out, *_ = mlp(x, up, down, *biases, True, onto=below)
+        np.testing.assert_allclose(out, before + mlp(x, up, down, *biases, True)[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(below, before)
+
+
+@needs_amx
 @settings(max_examples=100)
 @given(
     shape=st.tuples(several, long_sizes, several),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from autograd.kernels.attention import attention, attention_backward
 from autograd.kernels.bfloat16 import amx_available, matmul_bf16, matmul_precision, round_to_bfloat16
 from autograd.kernels.matmul import matmul
-from autograd.kernels.multi_head import multi_head, multi_head_backward
+from autograd.kernels.multi_head import multi_head, multi_head_backward, narrow_heads
 from tests.kernel_checks import check, numbers, same_bits_for_any_threads
 
 needs_amx = pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
@@ -100,6 +100,38 @@ def test_in_bfloat16_what_is_kept_is_the_rounded_number(problem):
         close(a, b)
     for a, b, scale in zip(gradients, expected_gradients, terms, strict=True):
         np.testing.assert_allclose(a, b, atol=0.02 * (1e-6 + scale))
+
+
+@needs_amx
+@settings(max_examples=60)
+@given(problems(st.just("float32")))
+def test_an_x_that_is_bfloat16_gives_the_same_bits_and_a_rounded_gradient(problem):
+    (x, *weights), dout, options = problem
+    narrow = lambda array: (round_to_bfloat16(array).view(np.uint32) >> 16).astype(np.uint16)
+    with matmul_precision("bfloat16"):
+        if not narrow_heads(x, *weights[:2], options[1]):
+            assert x.shape[0] * options[1] == 1 or x.shape[:2] == (1, 1)
+            return
+        made = multi_head(x, *weights, *options)
+        gradients = multi_head_backward(dout, x, *weights[:2], *made[1:], *options, ALL)
+        narrow_made = multi_head(narrow(x), *weights, *options)
+        narrow_gradients = multi_head_backward(dout, narrow(x), *weights[:2], *narrow_made[1:], *options, ALL)
+    for a, b in zip(narrow_made + narrow_gradients[1:], made + gradients[1:], strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(narrow_gradients.x, narrow(gradients.x))
+
+
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_amx)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_last_product_is_added_to_what_is_there(biased, precision):
+    shapes = [(2, 70, 48), (60, 48), (48, 36), (60,), (48,), (2, 70, 48)]
+    x, weight, out_weight, *biases, below = (numbers(shape, "float32", i, 0.3) for i, shape in enumerate(shapes))
+    before, biases = below.copy(), biases if biased else (None, None)
+    with matmul_precision(precision):
+        out, *_ = multi_head(x, weight, out_weight, *biases, 3, 1, 0.2, 5, onto=below)
+        alone, *_ = multi_head(x, weight, out_weight, *biases, 3, 1, 0.2, 5)
+    np.testing.assert_allclose(out, before + alone, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(below, before)
 
 
 @needs_amx

@@ -223,3 +223,69 @@ def test_a_part_that_was_replaced_or_has_a_hook_runs(branch, names):
         setattr(replaced, name, new)
         assert not np.allclose(plain(x).array, hooked(x).array)
         np.testing.assert_array_equal(hooked(x).array, replaced(x).array)
+
+
+BRANCHES = {
+    "MLP": lambda: nn.MLP(8),
+    "attention": lambda: nn.CausalSelfAttention(8, 2),
+    "rotary attention": lambda: nn.CausalSelfAttention(8, 2, rope_theta=1e4, block_size=4),
+    "SwiGLU": lambda: nn.SwiGLU(8, 12),
+}
+
+
+class Doubled(nn.MLP):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def hooked(part):
+    part.register_forward_hook(lambda module, args, out: out * 2)
+    return part
+
+
+@pytest.mark.parametrize(
+    ("norm", "branch", "dropout", "operator"),
+    [
+        (nn.LayerNorm, "MLP", 0.0, "residual_mlp"),
+        (nn.LayerNorm, "attention", 0.0, "residual_attention"),
+        (lambda C: nn.LayerNorm(C, elementwise_affine=False), "MLP", 0.0, "residual_mlp"),
+        (lambda C: nn.LayerNorm(C, bias=False, eps=0.1), "attention", 0.0, "residual_attention"),
+        (nn.RMSNorm, "MLP", 0.0, "add"),
+        (nn.LayerNorm, "SwiGLU", 0.0, "add"),
+        (nn.LayerNorm, "rotary attention", 0.0, "add"),
+        (nn.LayerNorm, "MLP", 0.3, "add"),
+        (nn.LayerNorm, lambda: Doubled(8), 0.0, "add"),
+        (nn.LayerNorm, lambda: hooked(nn.MLP(8)), 0.0, "add"),
+        (nn.LayerNorm, lambda: nn.Linear(8, 8), 0.0, "add"),
+        (lambda C: hooked(nn.LayerNorm(C)), "attention", 0.0, "add"),
+    ],
+)  # fmt: skip
+def test_a_branch_of_a_block_is_one_operator_where_nothing_stands_in_between(norm, branch, dropout, operator):
+    ag.manual_seed(0)
+    norm, branch, drop = norm(8), BRANCHES.get(branch, branch)(), nn.Dropout(dropout)
+    for name, parameter in [*norm.named_parameters(), *branch.named_parameters()]:
+        if name.endswith("bias") or "." not in name:  # norms and biases begin at one and zero, which hides mistakes
+            nn.init.normal_(parameter)
+    module, x = nn.ModuleList([norm, branch]).to(np.float64), np.random.default_rng(0).normal(size=(2, 3, 8))
+    found = []
+    for written_out in (False, True):
+        ag.manual_seed(1)
+        module.zero_grad()
+        stream = ag.Tensor(x, requires_grad=True)
+        if written_out:
+            out = stream + drop(branch(norm(stream)))
+        else:
+            out = nn.residual(stream, norm, branch, drop)
+            assert out.node.name == operator
+        (out * out).sum().backward()
+        found.append([out, stream.grad, *(p.grad for p in module.parameters())])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a.array, b.array, rtol=1e-9, atol=1e-9)
+    drop.eval()
+    assert (nn.residual(stream, norm, branch, drop).node.name == operator) is (dropout == 0)
+
+
+def test_a_norm_of_another_width_is_refused_in_a_branch():
+    x = ag.Tensor(np.ones((2, 3, 8), np.float32))
+    with pytest.raises(ValueError, match="normalized_shape"):
+        nn.residual(x, nn.LayerNorm(7, elementwise_affine=False), nn.MLP(8), nn.Dropout(0.0))
