@@ -60,9 +60,9 @@ PROOFS = {
     "activation": "gelu silu swiglu", "attention": "attention causal_self_attention",
     "attention_vectors": "attention causal_self_attention", "attention_parts": "attention causal_self_attention",
     "cross_entropy": "cross_entropy linear_cross_entropy", "elementary": "gelu silu softmax", "embedding": "embedding",
-    "norm": "layer_norm rms_norm", "mlp": "mlp", "epilogue": "mlp", "split": "linear matmul",
+    "norm": "layer_norm rms_norm residual_mlp", "mlp": "mlp residual_mlp", "epilogue": "mlp", "split": "linear matmul",
     "random": "dropout", "rotary": "rotary_embedding",
-    "multi_head": "causal_self_attention multi_head_attention",
+    "multi_head": "causal_self_attention multi_head_attention residual_attention",
     "softmax": "softmax log_softmax",
     "special": "erf", "matmul": "linear matmul", "matrix": "linear matmul", "sums": "add",
 }  # fmt: skip
@@ -73,7 +73,7 @@ OTHERS = {
     "matmul": "matmul split mlp bfloat16", "split": "split matmul mlp",
     "attention_parts": "attention", "attention_vectors": "attention", "attention_tiles": "attention",
     "epilogue": "mlp",
-    "special": "", "elementary": "elementary softmax activation",
+    "special": "", "elementary": "elementary softmax activation norm",
 }  # fmt: skip
 # Which of these tests meet the kernel; the others would only compile more. One on a smaller processor is a process of
 # its own, in which nothing is changed.
