@@ -61,7 +61,7 @@ class Tokenizer:
     @classmethod
     def train(
         cls,
-        texts: Text | os.PathLike | Iterable[Text | os.PathLike],
+        texts: pretokenize.Texts,
         vocab_size: int,
         pattern: str | Sequence[str] | None = "gpt4",
         special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS,
@@ -70,14 +70,15 @@ class Tokenizer:
     ) -> Tokenizer:
         """Learn a vocabulary of at most `vocab_size` tokens: 256 bytes, merges, and last the special tokens.
 
-        `texts` is a text, or an iterable of texts; each may be a str, bytes, or a path (`pathlib.Path`), whose file
-        is read in blocks and need not fit into memory. `pattern` is a name from `PATTERNS`, a regular expression,
-        several that cut one after another, or None for no cutting. With an expression of your own each text is read
-        whole, as nobody knows where it could be cut. The vocabulary is smaller than asked when no pair occurs
-        `min_count` times any more.
+        `texts` is a text, or an iterable of texts; each may be a str, bytes, a path (`pathlib.Path`) or an open file
+        (`gzip.open(…)`, `sys.stdin.buffer`). Files are read in blocks and need not fit into memory. `pattern` is a
+        name from `PATTERNS`, a regular expression, several that cut one after another, or None for no cutting. With an
+        expression of your own each text is read whole, as nobody knows where it could be cut. The vocabulary is smaller
+        than asked when no pair occurs `min_count` times any more.
         `progress(what, done, total)` is called now and then; total is 0 where it is not known.
 
-        The same texts give the same merges on every machine. Ties go as `naive.py` states.
+        The same texts give the same merges on every machine that knows the same Unicode (pretokenize.py). Ties go as
+        `naive.py` states.
 
         Raises ValueError for a `vocab_size` below 256 + special tokens.
         """
@@ -230,6 +231,8 @@ class Tokenizer:
         disallowed_special: Literal["all"] | Collection[str] = "all",
     ) -> list[np.ndarray]:
         """`encode` of each text, in order, on `threads` threads (None: one for each processor)."""
+        if isinstance(texts, (str, builtins.bytes)):
+            raise TypeError(f"expected several texts, got one {type(texts).__name__}: pass [text], or use encode")
         texts = list(texts)
         threads = min(threads or os.cpu_count() or 1, len(texts))
 
@@ -377,9 +380,10 @@ class StreamDecoder:
 
     def finish(self) -> str:
         """What is left of an unfinished character, by the `errors` policy; the decoder starts afresh."""
-        rest = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return rest
+        try:
+            return self._decoder.decode(b"", final=True)
+        finally:
+            self._decoder.reset()
 
 
 def _checked_special(special_tokens: Sequence[str]) -> tuple[str, ...]:

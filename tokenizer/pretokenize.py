@@ -12,6 +12,10 @@ what all of them read alike, and a tokenizer trained with it here encodes the sa
 
 Several patterns cut one after another, each the pieces that the one before has left.
 
+What a letter is, the `regex` package says, and a new release of it can know a newer Unicode. Around the characters that
+are new, pieces can then differ, and so can ids and merges: regex 2026.11 knows Unicode 18, while tiktoken 0.14 and
+tokenizers 0.23 know Unicode 16 and read letters assigned since then as symbols (docs/decisions.md).
+
 `split` cuts with the `regex` package and is the definition; `piece_ends` gives the same cuts as numbers and uses the
 compiled scanners of scan.py where there is one.
 
@@ -26,12 +30,14 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import regex
 
 Pattern = str | tuple[str, ...] | None  # None: text is not cut
-Texts = str | bytes | os.PathLike | Iterable[str | bytes | os.PathLike]
+OneText = str | bytes | os.PathLike | IO  # itself, the path of its file, or the file, open
+Texts = OneText | Iterable[OneText]
 
 # GPT-2's, https://github.com/openai/gpt-2/blob/master/src/encoder.py
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -66,9 +72,9 @@ PATTERNS = {"gpt2": GPT2, "gpt4": GPT4, "gpt4-tiktoken": GPT4_TIKTOKEN, "gpt4o":
 # Other names, and other spellings of the same rules.
 _GPT4_HEAD = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}"
 SAME = {
-    "cl100k_base": GPT4,
-    "o200k_base": GPT4O,
-    "r50k_base": GPT2,
+    **dict.fromkeys(("r50k_base", "p50k_base", "p50k_edit"), GPT2),  # tiktoken's, and they mean what they mean there
+    "cl100k_base": GPT4_TIKTOKEN,
+    **dict.fromkeys(("o200k_base", "o200k_harmony"), GPT4O),
     r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": GPT2,
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": GPT2,
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s": GPT2,
@@ -193,26 +199,26 @@ def piece_ends(data: bytes, pattern: Pattern) -> Iterator[tuple[int, np.ndarray]
 def blocks(texts: Texts, pattern: Pattern, special_tokens: Collection[str] = ()) -> Iterator[bytes]:
     """The texts as stretches of bytes to be cut into pieces one by one; special tokens are left out.
 
-    A text is a str, bytes, or a path. It is read in blocks of about a megabyte, and the pieces are those of the whole.
-    (With a pattern of your own, of which nothing is known, a text is one block.)
+    A text is a str, bytes, a path, or an open file. It is read in blocks of about a megabyte, and the pieces are those
+    of the whole. (With a pattern of your own, of which nothing is known, a text is one block.)
     """
     names = frozenset(special_tokens)
     ordinary = special_expression(names).split if names else lambda data: [data]
-    for text in [texts] if isinstance(texts, (str, bytes, os.PathLike)) else texts:
-        if pattern in SCANNERS:
-            stretches = _rejoin(_parts(text, BLOCK_BYTES), names)
-        else:
-            stretches = iter([Path(text).read_bytes() if isinstance(text, os.PathLike) else to_bytes(text)])
+    for text in [texts] if isinstance(texts, (str, bytes, os.PathLike)) or hasattr(texts, "read") else texts:
+        parts = _parts(text, BLOCK_BYTES)
+        stretches = _rejoin(parts, names) if pattern in SCANNERS else iter([b"".join(parts)])
         for stretch in stretches:
             yield from filter(None, ordinary(stretch))
 
 
-def _parts(text: str | bytes | os.PathLike, size: int) -> Iterator[bytes]:
+def _parts(text: Any, size: int) -> Iterator[bytes]:
     """A text in parts of about `size`, cut anywhere."""
     if isinstance(text, os.PathLike):
         with Path(text).open("rb") as file:
-            while part := file.read(size):
-                yield part
+            yield from _parts(file, size)
+    elif hasattr(text, "read"):
+        while part := text.read(size):
+            yield to_bytes(part)
     elif isinstance(text, str) and text.isascii():
         for start in range(0, len(text), size):
             yield text[start:start + size].encode()
