@@ -26,8 +26,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -169,10 +169,11 @@ def _split_each(pieces: Iterable[bytes], pattern: str) -> Iterator[bytes]:
             yield text[end:].encode("utf-8", "surrogateescape")
 
 
-def piece_ends(data: bytes, pattern: Pattern) -> Iterator[tuple[int, np.ndarray]]:
+def piece_ends(data: bytes, pattern: Pattern, stops: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
     """The pieces of `split` in blocks: (where the block's first piece begins, (n,) int64 where its pieces end).
 
-    Each array is valid until the next is asked for.
+    Each array is valid until the next is asked for. With a pattern of `SCANNERS`, `data` may be several texts that end
+    at `stops`, (texts,) int64.
     """
     if pattern is None:
         if data:
@@ -180,12 +181,12 @@ def piece_ends(data: bytes, pattern: Pattern) -> Iterator[tuple[int, np.ndarray]
         return
     start = 0
     if pattern in SCANNERS:
-        from . import scan
-
+        scan, classes = _compiled()
         view = np.frombuffer(data, dtype=np.uint8)
         ends = np.empty(min(BLOCK_PIECES, len(data)), dtype=np.int64)
+        stops = np.array([len(data)]) if stops is None else stops
         while start < len(data):
-            n = scan.scan(view, start, SCANNERS[pattern], scan.classes(), ends)
+            n = scan(view, start, stops, SCANNERS[pattern], classes, ends)
             yield start, ends[:n]
             start = int(ends[n - 1])
         return
@@ -194,6 +195,14 @@ def piece_ends(data: bytes, pattern: Pattern) -> Iterator[tuple[int, np.ndarray]
         ends = start + np.cumsum(lengths)
         yield start, ends
         start = int(ends[-1])
+
+
+@cache
+def _compiled() -> tuple[Callable[..., int], np.ndarray]:
+    """The scanner and what it knows of characters. It brings Numba along, so it is imported at first use."""
+    from . import scan
+
+    return scan.scan, scan.classes()
 
 
 def blocks(texts: Texts, pattern: Pattern, special_tokens: Collection[str] = ()) -> Iterator[bytes]:
