@@ -226,7 +226,7 @@ class Tokenizer:
     ) -> list[np.ndarray]:
         """`encode` of each text, in order, on `threads` threads (None: one for each processor).
 
-        The way to encode many short texts: a call of `encode` takes eight microseconds, however short the text.
+        The way to encode many short texts: a call of `encode` takes some microseconds, however short the text.
         """
         if isinstance(texts, (str, builtins.bytes)):
             raise TypeError(f"expected several texts, got one {type(texts).__name__}: pass [text], or use encode")
