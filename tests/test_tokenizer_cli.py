@@ -146,6 +146,18 @@ def test_it_is_a_module_and_survives_a_closed_pipe(tmp_path):
     assert b"Traceback" not in done.stderr
 
 
+def test_an_interrupt_is_a_line_and_leaves_no_file(run, tmp_path, monkeypatch):
+    (tmp_path / "text").write_text(TEXT)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tokenizer.train.merge", interrupted)
+    code, out, err = run("train", "text", "--vocab-size", "300", "--out", "x.json")
+    assert (code, out, err) == (130, b"", "interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
 def test_importing_the_package_is_light():
     """No Numba, no rich, no tyro: a prompt should not wait for them."""
     code = "import sys, tokenizer; print([name for name in ('numba', 'rich', 'tyro', 'torch') if name in sys.modules])"

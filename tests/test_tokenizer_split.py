@@ -45,6 +45,16 @@ def test_scanner_cuts_repetitions_where_regex_cuts(pattern, words, times):
     assert cut(data, pattern) == list(pretokenize.split(data, pattern))
 
 
+@every_pattern
+@given(texts=st.lists(telling_bytes, min_size=1, max_size=9), block=st.integers(1, 9))
+def test_joined_texts_are_cut_each_by_itself(pattern, texts, block):
+    stops = np.cumsum([len(text) for text in texts])
+    with mock.patch.object(pretokenize, "BLOCK_PIECES", block):
+        cuts = [end for _, ends in pretokenize.piece_ends(b"".join(texts), pattern, stops) for end in ends.tolist()]
+    expected = [piece for text in texts for piece in pretokenize.split(text, pattern)]
+    assert cuts == np.cumsum([len(piece) for piece in expected], dtype=int).tolist()
+
+
 def code_points() -> list[str]:
     """Every code point but surrogates under the profile "thorough", else all that are assigned."""
     points = (chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000)

@@ -255,12 +255,15 @@ def write_ids(ids: np.ndarray, file: TextIO) -> None:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run one command; the exit code: 0 done, 2 for what the user must mend."""
+    """Run one command; the exit code: 0 done, 2 for what the user must mend, 130 after Ctrl-C."""
     commands: dict[str, Callable[..., None]] = {"train": train, "encode": encode, "decode": decode, "inspect": inspect}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, args=args, prog="python -m tokenizer")
     except BrokenPipeError:
         return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"error: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         return 2
