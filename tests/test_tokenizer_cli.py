@@ -64,6 +64,19 @@ def test_encode_and_decode_are_inverse(run, trained, tmp_path):
     assert run("decode", "ids.npy")[1] == data
 
 
+def test_an_array_of_ids_has_the_name_that_was_asked_for(run, trained, tmp_path):
+    assert run("encode", "text", "--out", "ids")[0] == 0
+    assert not (tmp_path / "ids.npy").exists()
+    assert run("decode", "ids")[1] == run("decode", stdin=(tmp_path / "ids").read_bytes())[1] == TEXT.encode()
+
+
+def test_train_reads_standard_input_as_it_comes(run, tmp_path):
+    """In blocks, with no end in sight until it is there: what comes from zcat may be larger than memory."""
+    code, _, _ = run("train", "-", "--vocab-size", "300", "--out", "piped.json", stdin=TEXT.encode())
+    assert code == 0
+    assert Tokenizer.load(tmp_path / "piped.json") == Tokenizer.train(TEXT, 300)
+
+
 def test_the_byte_tokenizer_needs_no_file(run):
     assert run("encode", "--tokenizer", "bytes", stdin=b"hi")[1].split() == [b"104", b"105"]
 
@@ -110,7 +123,11 @@ def test_tokens_are_shown_in_visible_characters(token, shown):
     (["encode", "--tokenizer", "text"], b"a", "text, line 1, column 1"),
     (["decode"], b"1 two 3", "'two' is not an id"),
     (["decode"], b"1 99999999999999999999999", "is not an id"),
+    (["decode"], b"1 --5", "-: b'--5' is not an id"),
     (["decode"], b"1 999", "id 999 at position 1"),
+    (["decode"], b"\x93NUMPY\x01\x00", "-: not a whole NumPy array of numbers"),
+    (["inspect", "text", "--text", "a"], b"", "not both"),
+    (["inspect", "--show", "-1"], b"", "count tokens, got -1"),
     (["decode", "text.npy"], b"", "text.npy: No such file"),
 ])
 def test_mistakes_are_one_line_and_code_2(run, trained, arguments, stdin, message):
@@ -127,6 +144,18 @@ def test_it_is_a_module_and_survives_a_closed_pipe(tmp_path):
     done = subprocess.run(["sh", "-c", command], input=b"a" * 10**6, capture_output=True, cwd=root)
     assert done.stdout == b"97 97 97 9"
     assert b"Traceback" not in done.stderr
+
+
+def test_an_interrupt_is_a_line_and_leaves_no_file(run, tmp_path, monkeypatch):
+    (tmp_path / "text").write_text(TEXT)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tokenizer.train.merge", interrupted)
+    code, out, err = run("train", "text", "--vocab-size", "300", "--out", "x.json")
+    assert (code, out, err) == (130, b"", "interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
 def test_importing_the_package_is_light():

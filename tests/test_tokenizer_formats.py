@@ -53,6 +53,15 @@ def test_gpt2_files_and_back(tmp_path):
     assert Tokenizer.from_gpt2(tmp_path / "vocab.bpe", tmp_path / "encoder.json") == tokenizer
 
 
+def test_tokenizers_reads_our_vocab_json_and_merges_txt(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is in the bench extra")
+    ours = Tokenizer.train(TEXT, 330, "gpt2", special_tokens=[EOT])
+    ours.to_gpt2(tmp_path / "merges.txt", tmp_path / "vocab.json")
+    theirs = tokenizers.ByteLevelBPETokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    theirs.add_special_tokens([EOT])
+    assert theirs.encode(TEXT).ids == ours.encode(TEXT, allowed_special="all").tolist()
+
+
 def test_gpt2_files_have_no_place_for_another_pattern(tmp_path):
     with pytest.raises(FormatError, match="imply GPT-2's pattern"):
         Tokenizer.train(TEXT, 330, "gpt4").to_gpt2(tmp_path / "vocab.bpe", tmp_path / "encoder.json")

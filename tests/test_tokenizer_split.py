@@ -45,6 +45,16 @@ def test_scanner_cuts_repetitions_where_regex_cuts(pattern, words, times):
     assert cut(data, pattern) == list(pretokenize.split(data, pattern))
 
 
+@every_pattern
+@given(texts=st.lists(telling_bytes, min_size=1, max_size=9), block=st.integers(1, 9))
+def test_joined_texts_are_cut_each_by_itself(pattern, texts, block):
+    stops = np.cumsum([len(text) for text in texts])
+    with mock.patch.object(pretokenize, "BLOCK_PIECES", block):
+        cuts = [end for _, ends in pretokenize.piece_ends(b"".join(texts), pattern, stops) for end in ends.tolist()]
+    expected = [piece for text in texts for piece in pretokenize.split(text, pattern)]
+    assert cuts == np.cumsum([len(piece) for piece in expected], dtype=int).tolist()
+
+
 def code_points() -> list[str]:
     """Every code point but surrogates under the profile "thorough", else all that are assigned."""
     points = (chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000)
@@ -117,9 +127,12 @@ def test_a_long_file_is_read_in_blocks(tmp_path, monkeypatch):
     assert max(map(len, blocks)) < 2000
 
 
-@pytest.mark.parametrize("name", ["gpt2", "r50k_base", "cl100k_base", "o200k_base", "gpt4", "gpt4o"])
-def test_names_stand_for_patterns(name):
-    assert pretokenize.resolve(name) in PATTERNS.values()
+@pytest.mark.parametrize(("name", "pattern"), [
+    *((name, name) for name in PATTERNS), ("r50k_base", "gpt2"), ("cl100k_base", "gpt4-tiktoken"),
+    ("o200k_base", "gpt4o"),
+])  # fmt: skip
+def test_names_stand_for_patterns(name, pattern):
+    assert pretokenize.resolve(name) == PATTERNS[pattern]
 
 
 @pytest.mark.parametrize("spelling", [spelling for spelling in pretokenize.SAME if "|" in spelling])
@@ -134,6 +147,15 @@ def test_other_spellings_are_the_same_rule(spelling, data):
 def test_tiktokens_spellings_are_recognised():
     public = pytest.importorskip("tiktoken_ext.openai_public", reason="tiktoken is in the bench extra")
     assert pretokenize.resolve(public.r50k_pat_str) == PATTERNS["gpt2"]
+
+
+def test_tiktokens_names_mean_what_they_mean_there(monkeypatch):
+    """White space at the end of a text is what cl100k_base cuts otherwise than GPT-4's pattern first did."""
+    public = pytest.importorskip("tiktoken_ext.openai_public", reason="tiktoken is in the bench extra")
+    for loader in ("load_tiktoken_bpe", "data_gym_to_mergeable_bpe_ranks"):
+        monkeypatch.setattr(public, loader, lambda *_, **__: {})
+    for name, constructor in public.ENCODING_CONSTRUCTORS.items():
+        assert pretokenize.resolve(name) == pretokenize.resolve(constructor()["pat_str"]), name
 
 
 @pytest.mark.parametrize("pattern", ["gpt5", "", "(", "[a", "(" * 5000 + ")" * 5000, "a{99999}", r"\p{Nonsense}"])

@@ -11,6 +11,8 @@ code 2 and one line for what the user must mend.
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +30,7 @@ from tyro.conf import Positional
 from . import DEFAULT_SPECIAL_TOKENS, PATTERNS, Tokenizer
 
 STDIN = Path("-")
+ID = re.compile(rb"-?\d{1,18}")  # what fits into an int64; whether it names a token is seen later
 TokenizerPath = Annotated[Path, tyro.conf.arg(metavar="PATH", help="tokenizer.json, its folder, or bytes")]
 
 
@@ -52,7 +55,7 @@ def train(
     """
     if not files:
         raise ValueError("name at least one file to train on")
-    texts = [read_input(file) if file == STDIN else file for file in files]
+    texts: list[Any] = [sys.stdin.buffer if file == STDIN else file for file in files]
     for file in files:
         if file != STDIN:
             file.open("rb").close()  # a missing file is found before the work begins, and so is a missing folder
@@ -62,7 +65,7 @@ def train(
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks = {}
-        size = sum(len(text) if isinstance(text, bytes) else text.stat().st_size for text in texts)
+        size = None if STDIN in files else sum(file.stat().st_size for file in files)
 
         def progress(what: str, done: int, total: int) -> None:
             if what not in tasks:
@@ -88,7 +91,7 @@ def encode(
     Args:
         file: the text
         tokenizer: tokenizer.json, its folder, or bytes
-        out: write the ids here, as a NumPy array
+        out: write the ids here, as a NumPy array (.npy)
         special: what to do with special tokens in the text: refuse it, allow them, or take them as ordinary text
     """
     policy: dict[str, Any] = {"allowed_special": "all"} if special == "allow" else {}
@@ -101,7 +104,8 @@ def encode(
         what = str(error).partition(": pass ")[0]
         raise ValueError(f"{what}: pass --special allow to read it as such, or --special text") from None
     if out is not None:
-        np.save(out, ids)
+        with out.open("wb") as to:  # NumPy would add .npy to a name without
+            np.save(to, ids)
     else:
         write_ids(ids, sys.stdout)
 
@@ -114,19 +118,11 @@ def decode(
     """Ids to text, byte for byte.
 
     Args:
-        file: ids as numbers separated by white space, or an .npy file
+        file: ids as numbers separated by white space, or as a NumPy array (.npy)
         tokenizer: tokenizer.json, its folder, or bytes
     """
-    if file.suffix == ".npy":
-        ids = np.load(file)
-    else:
-        words = read_input(file).split()
-        try:
-            ids = np.array([int(word) for word in words], dtype=np.int64)
-        except (ValueError, OverflowError):
-            wrong = next(word for word in words if not word.lstrip(b"-").isdigit() or len(word) > 18)
-            raise ValueError(f"{file}: {wrong[:40]!r} is not an id: expected whole numbers") from None
-    sys.stdout.buffer.write(load(tokenizer).decode_bytes(ids))
+    data = read_input(file)
+    sys.stdout.buffer.write(load(tokenizer).decode_bytes(read_ids(data, file)))
 
 
 def inspect(
@@ -146,6 +142,10 @@ def inspect(
         longest: how many of the longest tokens to list
         show: how many tokens of the text to show in colour
     """
+    if file is not None and text is not None:
+        raise ValueError("give a file or --text, not both")
+    if min(longest, show) < 0:
+        raise ValueError(f"--longest and --show count tokens, got {min(longest, show)}")
     loaded = load(tokenizer)
     console = Console()
     describe_vocabulary(console, loaded, longest)
@@ -234,6 +234,20 @@ def read_input(path: Path) -> bytes:
     return sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
 
 
+def read_ids(data: bytes, where: Path) -> np.ndarray:
+    """Ids from numbers separated by white space, or from the content of an .npy file."""
+    if data.startswith(np.lib.format.MAGIC_PREFIX):
+        try:
+            return np.load(io.BytesIO(data))
+        except (ValueError, EOFError, OverflowError, MemoryError):
+            raise ValueError(f"{where}: not a whole NumPy array of numbers") from None
+    words = data.split()
+    wrong = next((word for word in words if not ID.fullmatch(word)), None)
+    if wrong is not None:
+        raise ValueError(f"{where}: {wrong[:40]!r} is not an id: expected whole numbers")
+    return np.array([int(word) for word in words], dtype=np.int64)
+
+
 def write_ids(ids: np.ndarray, file: TextIO) -> None:
     """Ids as numbers, in lines of twenty."""
     for i in range(0, len(ids), 20):
@@ -241,12 +255,15 @@ def write_ids(ids: np.ndarray, file: TextIO) -> None:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run one command; the exit code: 0 done, 2 for what the user must mend."""
+    """Run one command; the exit code: 0 done, 2 for what the user must mend, 130 after Ctrl-C."""
     commands: dict[str, Callable[..., None]] = {"train": train, "encode": encode, "decode": decode, "inspect": inspect}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, args=args, prog="python -m tokenizer")
     except BrokenPipeError:
         return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"error: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         return 2

@@ -19,12 +19,13 @@ import codecs
 import os
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -39,6 +40,17 @@ DEFAULT_SPECIAL_TOKENS = ("<|pad|>", "<|endoftext|>", "<|unk|>")
 
 Text = str | bytes
 Ids = int | Sequence[int] | np.ndarray
+
+
+# Of short texts that are encoded in one go: less is not worth a thread, more is memory.
+LEAST_GROUP, MOST_GROUP = 1 << 14, 1 << 20  # bytes
+
+
+class Policy(NamedTuple):
+    """What special tokens mean to a call of `encode`: what may not be in a text, and the added tokens to be read."""
+
+    refused: re.Pattern[bytes] | None
+    taken: dict[str, AddedToken]
 
 
 class Tokenizer:
@@ -61,7 +73,7 @@ class Tokenizer:
     @classmethod
     def train(
         cls,
-        texts: Text | os.PathLike | Iterable[Text | os.PathLike],
+        texts: pretokenize.Texts,
         vocab_size: int,
         pattern: str | Sequence[str] | None = "gpt4",
         special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS,
@@ -70,14 +82,15 @@ class Tokenizer:
     ) -> Tokenizer:
         """Learn a vocabulary of at most `vocab_size` tokens: 256 bytes, merges, and last the special tokens.
 
-        `texts` is a text, or an iterable of texts; each may be a str, bytes, or a path (`pathlib.Path`), whose file
-        is read in blocks and need not fit into memory. `pattern` is a name from `PATTERNS`, a regular expression,
-        several that cut one after another, or None for no cutting. With an expression of your own each text is read
-        whole, as nobody knows where it could be cut. The vocabulary is smaller than asked when no pair occurs
-        `min_count` times any more.
+        `texts` is a text, or an iterable of texts; each may be a str, bytes, a path (`pathlib.Path`) or an open file
+        (`gzip.open(…)`, `sys.stdin.buffer`). Files are read in blocks and need not fit into memory. `pattern` is a
+        name from `PATTERNS`, a regular expression, several that cut one after another, or None for no cutting. With an
+        expression of your own each text is read whole, as nobody knows where it could be cut. The vocabulary is smaller
+        than asked when no pair occurs `min_count` times any more.
         `progress(what, done, total)` is called now and then; total is 0 where it is not known.
 
-        The same texts give the same merges on every machine. Ties go as `naive.py` states.
+        The same texts give the same merges on every machine that knows the same Unicode (pretokenize.py). Ties go as
+        `naive.py` states.
 
         Raises ValueError for a `vocab_size` below 256 + special tokens.
         """
@@ -200,26 +213,8 @@ class Tokenizer:
 
         `allowed_special="all"` is what tokenizers' `encode(text, add_special_tokens=False)` does.
         """
-        data = to_bytes(text)
-        for argument in (allowed_special, disallowed_special):
-            if isinstance(argument, str) and argument != "all":
-                raise ValueError(f'expected "all" or a set of special tokens, got {argument!r}: pass {{{argument!r}}}')
-        names = frozenset(self._special_tokens)
-        allowed = names if allowed_special == "all" else names & frozenset(allowed_special)
-        disallowed = names - allowed if disallowed_special == "all" else frozenset(disallowed_special)
-        forms, added = self.vocabulary.normalizer, self.vocabulary.added
-        if disallowed:
-            for form in (data, prepare.normalize(data, forms)) if forms else (data,):
-                if found := special_expression(disallowed).search(form):
-                    raise ValueError(_special_message(found.group().decode(), found.start()))
-        taken = {name: token for name, token in added.items() if name in allowed or not token.special}
-        if not taken and not forms:
-            return self._encode_ordinary(data)
-        out = [
-            np.array([part], dtype=self.dtype) if isinstance(part, int) else self._encode_ordinary(part)
-            for part in prepare.stretches(data, taken, forms)
-        ]
-        return np.concatenate([np.empty(0, dtype=self.dtype), *out])
+        usual = allowed_special == () and disallowed_special == "all"
+        return self._encode(to_bytes(text), self._usual if usual else self._policy(allowed_special, disallowed_special))
 
     def encode_batch(
         self,
@@ -229,20 +224,69 @@ class Tokenizer:
         allowed_special: Literal["all"] | Collection[str] = (),
         disallowed_special: Literal["all"] | Collection[str] = "all",
     ) -> list[np.ndarray]:
-        """`encode` of each text, in order, on `threads` threads (None: one for each processor)."""
+        """`encode` of each text, in order, on `threads` threads (None: one for each processor).
+
+        The way to encode many short texts: a call of `encode` takes some microseconds, however short the text.
+        """
+        if isinstance(texts, (str, builtins.bytes)):
+            raise TypeError(f"expected several texts, got one {type(texts).__name__}: pass [text], or use encode")
         texts = list(texts)
-        threads = min(threads or os.cpu_count() or 1, len(texts))
+        threads = max(threads or os.cpu_count() or 1, 1)
+        policy = self._policy(allowed_special, disallowed_special)
+        groups = list(_grouped(texts, threads))
+        if min(threads, len(groups)) <= 1:
+            done = [self._encode_group(group, policy) for group in groups]
+        else:
+            with ThreadPoolExecutor(min(threads, len(groups))) as pool:
+                done = list(pool.map(lambda group: self._encode_group(group, policy), groups))
+        return list(chain.from_iterable(done))
 
-        def encode_some(some: Sequence[Text]) -> list[np.ndarray]:
-            special = {"allowed_special": allowed_special, "disallowed_special": disallowed_special}
-            return [self.encode(text, **special) for text in some]
+    @cached_property
+    def _usual(self) -> Policy:
+        return self._policy((), "all")
 
-        if threads <= 1:
-            return encode_some(texts)
-        share = -(-len(texts) // (8 * threads))  # eight turns a thread, so that long texts even out
-        shares = [texts[i:i + share] for i in range(0, len(texts), share)]
-        with ThreadPoolExecutor(threads) as pool:
-            return list(chain.from_iterable(pool.map(encode_some, shares)))
+    def _policy(
+        self, allowed: Literal["all"] | Collection[str], disallowed: Literal["all"] | Collection[str]
+    ) -> Policy:
+        for argument in (allowed, disallowed):
+            if isinstance(argument, str) and argument != "all":
+                raise ValueError(f'expected "all" or a set of special tokens, got {argument!r}: pass {{{argument!r}}}')
+        names = frozenset(self._special_tokens)
+        allowed = names if allowed == "all" else names & frozenset(allowed)
+        refused = names - allowed if disallowed == "all" else frozenset(disallowed)
+        taken = {name: token for name, token in self.vocabulary.added.items() if name in allowed or not token.special}
+        return Policy(special_expression(refused) if refused else None, taken)
+
+    def _encode(self, data: builtins.bytes, policy: Policy) -> np.ndarray:
+        forms = self.vocabulary.normalizer
+        if policy.refused:
+            for form in (data, prepare.normalize(data, forms)) if forms else (data,):
+                if found := policy.refused.search(form):
+                    raise ValueError(_special_message(found.group().decode(), found.start()))
+        if not policy.taken and not forms:
+            return self._encode_ordinary(data)
+        out = [
+            np.array([part], dtype=self.dtype) if isinstance(part, int) else self._encode_ordinary(part)
+            for part in prepare.stretches(data, policy.taken, forms)
+        ]
+        return np.concatenate([np.empty(0, dtype=self.dtype), *out])
+
+    def _encode_group(self, texts: Sequence[Text], policy: Policy) -> list[np.ndarray]:
+        """Ids of each text. Texts that need no preparation are joined and encoded in one go, each cut by itself.
+
+        Joined they may hold special text that none of them holds; then, too, each is encoded alone.
+        """
+        parts = [to_bytes(text) for text in texts]
+        data = b"".join(parts)
+        alone = self.vocabulary.normalizer or self.vocabulary.prefix_space or self.pattern not in pretokenize.SCANNERS
+        names = special_expression(frozenset(policy.taken)) if policy.taken else None
+        if alone or any(sought and sought.search(data) for sought in (policy.refused, names, self._missing)):
+            return [self._encode(part, policy) for part in parts]
+        stops = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        ids = self._encode_pieces(data, pretokenize.piece_ends(data, self.pattern, stops))
+        # tokens spell the texts out, so a text's ids end where the bytes of tokens add up to its end
+        ends = np.searchsorted(np.cumsum(self._lengths[ids]), stops, side="right").tolist()
+        return [ids[begin:end].copy() for begin, end in zip([0, *ends], ends, strict=False)]
 
     def _encode_ordinary(self, data: builtins.bytes) -> np.ndarray:
         if self._missing and (missing := self._missing.search(data)):
@@ -251,19 +295,12 @@ class Tokenizer:
             data = b" " + data
         if not len(self.merges) and not self.vocabulary.whole_pieces:
             return self._tables.byte_ids.astype(self.dtype)[np.frombuffer(data, dtype=np.uint8)]
-        if not hasattr(self._threads, "scratch"):
-            self._threads.scratch = None
-        cuts = pretokenize.piece_ends(data, self.pattern)
-        ids, self._threads.scratch = self._encode_pieces(data, cuts, self._tables, self._threads.scratch)
-        return ids
+        return self._encode_pieces(data, pretokenize.piece_ends(data, self.pattern))
 
-    def _encode_pieces(
-        self, data: builtins.bytes, cuts: Iterable[tuple[int, np.ndarray]], tables: Tables, scratch: Scratch | None
-    ) -> tuple[np.ndarray, Scratch]:
-        """(ids of `data`, cut as `pretokenize.piece_ends` describes, the scratch for next time)."""
-        from . import merge
-
-        scratch = scratch or merge.Scratch.make()
+    def _encode_pieces(self, data: builtins.bytes, cuts: Iterable[tuple[int, np.ndarray]]) -> np.ndarray:
+        """Ids of `data`, cut as `pretokenize.piece_ends` describes."""
+        merge, tables = self._compiled, self._tables
+        scratch: Scratch = getattr(self._threads, "scratch", None) or merge.Scratch.make()
         view = np.frombuffer(data, dtype=np.uint8)
         out = np.empty(len(data) + 1, dtype=self.dtype)
         n_out = 0
@@ -274,14 +311,25 @@ class Tokenizer:
                 done, n_out, room = merge.encode_pieces(view, begin, ends, done, tables, scratch, out, n_out)
                 if room:
                     scratch = merge.Scratch.make(2 * room, scratch.cache)
-        return out[:n_out].copy(), scratch
+        self._threads.scratch = scratch
+        return out[:n_out].copy()
+
+    @cached_property
+    def _compiled(self) -> ModuleType:
+        """merge.py, which brings Numba along, so it is imported at first use."""
+        from . import merge
+
+        return merge
 
     @cached_property
     def _tables(self) -> Tables:
-        from . import merge
-
         names = {token.id: name.encode() for name, token in self.vocabulary.added.items()}
-        return merge.make_tables(self.vocabulary.tokens, self.merges, names, self.vocabulary.whole_pieces)
+        return self._compiled.make_tables(self.vocabulary.tokens, self.merges, names, self.vocabulary.whole_pieces)
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        """Of each token, in bytes; (vocab_size,) int64."""
+        return np.diff(self._tables.offsets)
 
     # ---- decoding ----
 
@@ -290,8 +338,7 @@ class Tokenizer:
 
         Raises ValueError for an id that names no token, with the id and its position.
         """
-        from . import merge
-
+        merge = self._compiled
         given = array = np.atleast_1d(np.asarray(ids))
         if array.size == 0:
             return b""
@@ -377,9 +424,24 @@ class StreamDecoder:
 
     def finish(self) -> str:
         """What is left of an unfinished character, by the `errors` policy; the decoder starts afresh."""
-        rest = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return rest
+        try:
+            return self._decoder.decode(b"", final=True)
+        finally:
+            self._decoder.reset()
+
+
+def _grouped(texts: Sequence[Text], threads: int) -> Iterator[Sequence[Text]]:
+    """Neighbouring texts in groups of even size, eight for each thread unless that makes them too small or large."""
+    sizes = [len(text) if isinstance(text, (str, bytes)) else 0 for text in texts]
+    enough = min(max(sum(sizes) // (8 * threads), LEAST_GROUP), MOST_GROUP)
+    first = size = 0
+    for i in range(len(texts)):
+        size += sizes[i]
+        if size >= enough:
+            yield texts[first:i + 1]
+            first, size = i + 1, 0
+    if first < len(texts):
+        yield texts[first:]
 
 
 def _checked_special(special_tokens: Sequence[str]) -> tuple[str, ...]:

@@ -12,6 +12,10 @@ what all of them read alike, and a tokenizer trained with it here encodes the sa
 
 Several patterns cut one after another, each the pieces that the one before has left.
 
+What a letter is, the `regex` package says, and a new release of it can know a newer Unicode. Around the characters that
+are new, pieces can then differ, and so can ids and merges: regex 2026.11 knows Unicode 18, while tiktoken 0.14 and
+tokenizers 0.23 know Unicode 16 and read letters assigned since then as symbols (docs/decisions.md).
+
 `split` cuts with the `regex` package and is the definition; `piece_ends` gives the same cuts as numbers and uses the
 compiled scanners of scan.py where there is one.
 
@@ -22,16 +26,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import lru_cache
-from itertools import islice
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cache, lru_cache
+from itertools import groupby, islice
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import regex
 
 Pattern = str | tuple[str, ...] | None  # None: text is not cut
-Texts = str | bytes | os.PathLike | Iterable[str | bytes | os.PathLike]
+OneText = str | bytes | os.PathLike | IO  # itself, the path of its file, or the file, open
+Texts = OneText | Iterable[OneText]
 
 # GPT-2's, https://github.com/openai/gpt-2/blob/master/src/encoder.py
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -66,9 +72,9 @@ PATTERNS = {"gpt2": GPT2, "gpt4": GPT4, "gpt4-tiktoken": GPT4_TIKTOKEN, "gpt4o":
 # Other names, and other spellings of the same rules.
 _GPT4_HEAD = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}"
 SAME = {
-    "cl100k_base": GPT4,
-    "o200k_base": GPT4O,
-    "r50k_base": GPT2,
+    **dict.fromkeys(("r50k_base", "p50k_base", "p50k_edit"), GPT2),  # tiktoken's, and they mean what they mean there
+    "cl100k_base": GPT4_TIKTOKEN,
+    **dict.fromkeys(("o200k_base", "o200k_harmony"), GPT4O),
     r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": GPT2,
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": GPT2,
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s": GPT2,
@@ -163,10 +169,11 @@ def _split_each(pieces: Iterable[bytes], pattern: str) -> Iterator[bytes]:
             yield text[end:].encode("utf-8", "surrogateescape")
 
 
-def piece_ends(data: bytes, pattern: Pattern) -> Iterator[tuple[int, np.ndarray]]:
+def piece_ends(data: bytes, pattern: Pattern, stops: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
     """The pieces of `split` in blocks: (where the block's first piece begins, (n,) int64 where its pieces end).
 
-    Each array is valid until the next is asked for.
+    Each array is valid until the next is asked for. With a pattern of `SCANNERS`, `data` may be several texts that end
+    at `stops`, (texts,) int64.
     """
     if pattern is None:
         if data:
@@ -174,12 +181,12 @@ def piece_ends(data: bytes, pattern: Pattern) -> Iterator[tuple[int, np.ndarray]
         return
     start = 0
     if pattern in SCANNERS:
-        from . import scan
-
+        scan, classes = _compiled()
         view = np.frombuffer(data, dtype=np.uint8)
         ends = np.empty(min(BLOCK_PIECES, len(data)), dtype=np.int64)
+        stops = np.array([len(data)]) if stops is None else stops
         while start < len(data):
-            n = scan.scan(view, start, SCANNERS[pattern], scan.classes(), ends)
+            n = scan(view, start, stops, SCANNERS[pattern], classes, ends)
             yield start, ends[:n]
             start = int(ends[n - 1])
         return
@@ -190,29 +197,37 @@ def piece_ends(data: bytes, pattern: Pattern) -> Iterator[tuple[int, np.ndarray]
         start = int(ends[-1])
 
 
+@cache
+def _compiled() -> tuple[Callable[..., int], np.ndarray]:
+    """The scanner and what it knows of characters. It brings Numba along, so it is imported at first use."""
+    from . import scan
+
+    return scan.scan, scan.classes()
+
+
 def blocks(texts: Texts, pattern: Pattern, special_tokens: Collection[str] = ()) -> Iterator[bytes]:
     """The texts as stretches of bytes to be cut into pieces one by one; special tokens are left out.
 
-    A text is a str, bytes, or a path. It is read in blocks of about a megabyte, and the pieces are those of the whole.
-    (With a pattern of your own, of which nothing is known, a text is one block.)
+    A text is a str, bytes, a path, or an open file. It is read in blocks of about a megabyte, and the pieces are those
+    of the whole. (With a pattern of your own, of which nothing is known, a text is one block.)
     """
     names = frozenset(special_tokens)
     ordinary = special_expression(names).split if names else lambda data: [data]
-    for text in [texts] if isinstance(texts, (str, bytes, os.PathLike)) else texts:
-        if pattern in SCANNERS:
-            stretches = _rejoin(_parts(text, BLOCK_BYTES), names)
-        else:
-            stretches = iter([Path(text).read_bytes() if isinstance(text, os.PathLike) else to_bytes(text)])
+    for text in [texts] if isinstance(texts, (str, bytes, os.PathLike)) or hasattr(texts, "read") else texts:
+        parts = _parts(text, BLOCK_BYTES)
+        stretches = _rejoin(parts, names) if pattern in SCANNERS else iter([b"".join(parts)])
         for stretch in stretches:
             yield from filter(None, ordinary(stretch))
 
 
-def _parts(text: str | bytes | os.PathLike, size: int) -> Iterator[bytes]:
+def _parts(text: Any, size: int) -> Iterator[bytes]:
     """A text in parts of about `size`, cut anywhere."""
     if isinstance(text, os.PathLike):
         with Path(text).open("rb") as file:
-            while part := file.read(size):
-                yield part
+            yield from _parts(file, size)
+    elif hasattr(text, "read"):
+        while part := text.read(size):
+            yield to_bytes(part)
     elif isinstance(text, str) and text.isascii():
         for start in range(0, len(text), size):
             yield text[start:start + size].encode()
@@ -254,8 +269,13 @@ def _last_cut(data: bytes, special_tokens: frozenset[str]) -> int:
 
 @lru_cache(maxsize=256)
 def special_expression(names: frozenset[str]) -> re.Pattern[bytes]:
-    """Matches any of the special tokens, the longest where several begin at the same place."""
-    return re.compile(b"|".join(re.escape(name.encode()) for name in sorted(names, key=len, reverse=True)))
+    """Matches any of the special tokens, the longest where several begin at the same place.
+
+    Those that begin with the same byte stand together, so that a byte that begins none, or few, is soon done with.
+    """
+    spelled = sorted((name.encode() for name in names), key=lambda name: (name[:1], -len(name)))
+    groups = [[re.escape(name) for name in group] for _, group in groupby(spelled, key=lambda name: name[:1])]
+    return re.compile(b"|".join(b"(?:%b)" % b"|".join(group) for group in groups))
 
 
 def to_bytes(text: str | bytes) -> bytes:

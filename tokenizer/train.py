@@ -19,14 +19,14 @@ once. Nothing depends on the number of threads or the order of a hash table.
 Left out: counting on several threads (docs/decisions.md).
 
 The merges are those of Hugging Face's BpeTrainer with `initial_alphabet=ByteLevel.alphabet()` on the same pieces. The
-two can differ where special tokens occur in the text: there they are cut up like any text, here they are left out.
+two can differ where special tokens occur in the text: there they are cut up like any text, here they are left out;
+and where the text holds characters newer than one's Unicode (pretokenize.py), since then the pieces differ.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +42,7 @@ FIRST_PAIRS = 1 << 16  # room for pairs, to begin with
 
 
 def learn(
-    texts: str | bytes | os.PathLike | Iterable[str | bytes | os.PathLike],
+    texts: pretokenize.Texts,
     n_merges: int,
     pattern: pretokenize.Pattern,
     special_tokens: Collection[str] = (),
@@ -98,7 +98,7 @@ class Counts:
 
 
 def count(
-    texts: str | bytes | os.PathLike | Iterable[str | bytes | os.PathLike],
+    texts: pretokenize.Texts,
     pattern: pretokenize.Pattern,
     special_tokens: Collection[str] = (),
     progress: Progress | None = None,
