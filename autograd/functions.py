@@ -69,8 +69,8 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def cat(tensors: Any, dim: int = 0) -> Tensor:
-    """Tensors one after another along an existing axis (torch.cat)."""
-    return ops.concatenate(*tensors, dim=dim)
+    """Tensors one after another along an existing axis (torch.cat). Beside others an empty vector (0,) is nothing."""
+    return ops.concatenate(*([x for x in tensors if tuple(x.shape) != (0,)] or tensors), dim=dim)
 
 
 concatenate = cat
