@@ -42,12 +42,12 @@ def _finish(array: np.ndarray, requires_grad: bool) -> Tensor:
 
 
 def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    """A tensor with a copy of `data`; see `Tensor`."""
+    """A tensor with a copy of `data`, in its shape; see `Tensor`."""
     return Tensor(data, requires_grad=requires_grad, dtype=dtype)
 
 
 def from_numpy(array: np.ndarray) -> Tensor:
-    """A tensor that shares memory with `array`. Writing to the array afterwards goes unnoticed; `tensor` copies."""
+    """A tensor of the shape and memory of `array`. Writing to the array afterwards goes unnoticed; `tensor` copies."""
     return Variable.wrap(array)
 
 
@@ -101,7 +101,7 @@ def arange(*bounds: Any, dtype: Any = None) -> Tensor:
 
 
 def linspace(start: float, end: float, steps: int, dtype: Any = np.float32) -> Tensor:
-    """`steps` numbers from `start` to `end`, both included."""
+    """`steps` numbers from `start` to `end`, both included (steps,)."""
     return Variable.wrap(np.linspace(start, end, steps, dtype=dtype))
 
 
@@ -126,12 +126,12 @@ def next_seed() -> int:
 
 
 def rand(*sizes: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
-    """Uniform numbers from [0, 1)."""
+    """Uniform numbers from [0, 1), in the shape `sizes`."""
     return _finish(generator().random(_shape(sizes)).astype(dtype), requires_grad)
 
 
 def randn(*sizes: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
-    """Numbers from the standard normal distribution."""
+    """Numbers from the standard normal distribution, in the shape `sizes`."""
     return _finish(generator().standard_normal(_shape(sizes)).astype(dtype), requires_grad)
 
 
@@ -143,7 +143,7 @@ def randint(low: int, high: Any = None, size: Any = (), dtype: Any = np.int64) -
 
 
 def randperm(n: int) -> Tensor:
-    """The integers 0 to n − 1 in random order."""
+    """The integers 0 to n − 1 in random order (n,)."""
     return Variable.wrap(generator().permutation(n))
 
 

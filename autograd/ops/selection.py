@@ -20,7 +20,7 @@ __all__ = ["gather", "getitem", "masked_fill", "scatter", "take", "where"]
 
 @primitive
 class where:
-    """out = a where condition, else b
+    """out = a where condition, else b, element by element; all three broadcast
 
     da = dout where condition, else 0
     db = 0 where condition, else dout
