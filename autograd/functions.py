@@ -11,12 +11,12 @@ from . import ops
 from .tensor import Tensor
 
 __all__ = [
-    "abs", "all", "allclose", "amax", "amin", "any", "argmax", "argmin", "argsort", "as_tensor", "cat", "chunk",
-    "clamp", "clip", "clone", "concatenate", "cumsum", "dot", "equal", "flatten", "flip", "gather", "index_select",
-    "is_tensor", "isfinite", "isinf", "isnan", "log_softmax", "max", "mean", "min", "norm", "outer", "permute", "pow",
-    "prod", "reciprocal", "repeat_interleave", "reshape", "round", "sign", "softmax", "sort", "split", "square",
-    "squeeze", "stack", "std", "sum", "swapaxes", "take", "topk", "transpose", "tril", "triu", "unbind", "unsqueeze",
-    "var",
+    "abs", "add", "all", "allclose", "amax", "amin", "any", "argmax", "argmin", "argsort", "as_tensor", "cat", "ceil",
+    "chunk", "clamp", "clip", "clone", "concatenate", "cumsum", "div", "dot", "equal", "flatten", "flip", "floor",
+    "gather", "index_select", "is_tensor", "isfinite", "isinf", "isnan", "log_softmax", "max", "mean", "min", "mul",
+    "norm", "outer", "permute", "pow", "prod", "reciprocal", "repeat_interleave", "reshape", "round", "sign", "softmax",
+    "sort", "split", "square", "squeeze", "stack", "std", "sub", "sum", "swapaxes", "take", "topk", "transpose", "tril",
+    "triu", "unbind", "unsqueeze", "var",
 ]  # fmt: skip
 
 
@@ -32,7 +32,9 @@ def _method(name: str) -> Any:
 
 
 # Element by element; reductions; other shapes; parts.
-abs, pow, square, reciprocal, sign, round = map(_method, ("abs", "pow", "square", "reciprocal", "sign", "round"))
+abs, pow, square, reciprocal, sign = map(_method, ("abs", "pow", "square", "reciprocal", "sign"))
+add, sub, mul, div = map(_method, ("add", "sub", "mul", "div"))
+floor, ceil, round = map(_method, ("floor", "ceil", "round"))
 clamp = clip = _method("clip")
 isnan, isinf, isfinite = map(_method, ("isnan", "isinf", "isfinite"))
 sum, mean, prod, var, std, norm = map(_method, ("sum", "mean", "prod", "var", "std", "norm"))

@@ -220,6 +220,9 @@ class Tensor(Variable):
             raise TypeError("len() of a 0-d tensor")
         return self.shape[0]
 
+    def __contains__(self, value: Any) -> bool:
+        return bool((self == value).any())
+
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
@@ -840,11 +843,18 @@ class Tensor(Variable):
         """Whether the elements lie in memory in the order of their indices."""
         return self.array.flags.c_contiguous
 
-    def to(self, dtype: Any) -> Tensor:
-        """In another dtype, with history where both are floating. `to("cpu")` is this tensor."""
-        if dtype == self.device:
-            return self
-        dtype = np.dtype(dtype)
+    def to(self, *where: Any, dtype: Any = None, device: Any = None) -> Tensor:
+        """In another dtype (or that of another tensor), with history where both are floating.
+
+        `to("cpu")`, as programs for PyTorch say, is this tensor; ValueError for any other device.
+        """
+        for given in where:
+            if isinstance(given, str) and given.partition(":")[0] in DEVICES:
+                device = given
+            else:
+                dtype = given.dtype if isinstance(given, Tensor) else given
+        check_device(device)
+        dtype = self.dtype if dtype is None else np.dtype(dtype)
         if dtype == self.dtype:
             return self
         if dtype.kind != "f" or self.node is None:
@@ -945,6 +955,15 @@ class Tensor(Variable):
 
 
 Variable.tensor_class = Tensor
+
+
+DEVICES = {"cpu", "cuda", "mps"}  # by PyTorch's names
+
+
+def check_device(device: Any) -> None:
+    """ValueError for any device but the "cpu"."""
+    if device is not None and str(device) != "cpu":
+        raise ValueError(f'expected the device "cpu", where everything here is computed, got {device}')
 
 
 class Hook:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import autograd
+import nn
 from autograd import Tensor, ops
 from autograd.kernels.random import uniform
 
@@ -383,3 +384,17 @@ def test_random_numbers_repeat_with_the_seed():
     first = autograd.randn(3).tolist(), autograd.randint(10, size=(4,)).tolist(), autograd.next_seed()
     autograd.manual_seed(5)
     assert first == (autograd.randn(3).tolist(), autograd.randint(10, size=(4,)).tolist(), autograd.next_seed())
+
+
+def test_programs_that_name_their_device_run_on_the_only_one():
+    x = autograd.arange(0, 3, dtype=autograd.long, device=autograd.zeros(1, device="cpu").device)
+    assert x.tolist() == [0, 1, 2] and x.to("cpu") is x and x.to(device="cpu") is x
+    assert x.to("cpu", autograd.float32).dtype == x.to(Tensor([1.0])).dtype == x.to(dtype="float32").dtype == np.float32
+    for call in (lambda: x.to("cuda:0"), lambda: autograd.randn(2, device="mps"), lambda: nn.Linear(1, 1).to("cuda")):
+        with pytest.raises(ValueError, match='expected the device "cpu"'):
+            call()
+
+
+def test_membership_is_that_of_the_elements():
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert 3.0 in x and 5 not in x
