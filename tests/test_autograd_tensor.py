@@ -121,7 +121,8 @@ WHEREVER_PYTORCH_DOES = [
     # element by element
     lambda x: x.logical_not(), lambda x: x.clip(-0.5, 0.5), lambda x: x.clip(min=0.5), lambda x: x.clip(0, 1),
     lambda x: x.masked_fill(x == x, 1.5), lambda x: x.masked_fill(x == 0, -1), lambda x: x // 2,
-    lambda x: 2.5 // (x + 9), lambda x: x % 2, lambda x: x % -0.75, lambda x: x % (x.float() + 9),
+    lambda x: 2.5 // (x + 9), lambda x: x % 2, lambda x: x % -0.75, lambda x: x % float("inf"),
+    lambda x: x % (x.float() + 9),
     lambda x: (x.double() + 9) // (x + 9), lambda x: ~(x > 0), lambda x: (x > 0) & True, lambda x: False ^ (x > 0),
     lambda x: 5 | x.long(), lambda x: x * np.sqrt(64), lambda x: np.float64(0.5) + x,
     lambda x: x.float() / np.int64(2), lambda x: x.ceil(),

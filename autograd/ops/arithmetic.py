@@ -313,4 +313,6 @@ def floor_divide(a: Any, b: Any) -> Any:
 
 def remainder(a: Any, b: Any) -> Any:
     """a − b · ⌊a / b⌋, which has the sign of b."""
-    return a - b * floor_divide(a, b)
+    whole = floor_divide(a, b)
+    with np.errstate(invalid="ignore"):  # 0 · ∞, which is not taken
+        return where(whole == 0, a, a - b * whole)
