@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from .graph import Variable
-from .tensor import Tensor
+from .tensor import Tensor, check_device
 
 __all__ = [
     "arange",
@@ -41,31 +43,47 @@ def _finish(array: np.ndarray, requires_grad: bool) -> Tensor:
     return out.requires_grad_() if requires_grad else out
 
 
+def _placed(create: Callable) -> Callable:
+    """Accept PyTorch's `device`, as in `arange(T, device=idx.device)`: there is one, the "cpu"."""
+
+    @functools.wraps(create)
+    def call(*args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+        check_device(device)
+        return create(*args, **kwargs)
+
+    return call
+
+
+@_placed
 def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    """A tensor with a copy of `data`; see `Tensor`."""
+    """A tensor with a copy of `data`, in its shape; see `Tensor`."""
     return Tensor(data, requires_grad=requires_grad, dtype=dtype)
 
 
 def from_numpy(array: np.ndarray) -> Tensor:
-    """A tensor that shares memory with `array`. Writing to the array afterwards goes unnoticed; `tensor` copies."""
+    """A tensor of the shape and memory of `array`. Writing to the array afterwards goes unnoticed; `tensor` copies."""
     return Variable.wrap(array)
 
 
+@_placed
 def zeros(*sizes: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
     """Zeros of the shape `sizes`."""
     return _finish(np.zeros(_shape(sizes), dtype), requires_grad)
 
 
+@_placed
 def ones(*sizes: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
     """Ones of the shape `sizes`."""
     return _finish(np.ones(_shape(sizes), dtype), requires_grad)
 
 
+@_placed
 def empty(*sizes: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
     """A tensor of the shape `sizes`, to be written to (filled with zeros meanwhile: never with leftovers)."""
     return zeros(*sizes, dtype=dtype, requires_grad=requires_grad)
 
 
+@_placed
 def full(size: Any, fill_value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of shape `size` filled with one number."""
     if dtype is None:
@@ -73,26 +91,31 @@ def full(size: Any, fill_value: Any, dtype: Any = None, requires_grad: bool = Fa
     return _finish(np.full(size, fill_value, dtype), requires_grad)
 
 
-def zeros_like(x: Tensor, dtype: Any = None) -> Tensor:
+@_placed
+def zeros_like(x: Tensor, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Zeros in the shape and dtype of `x`."""
-    return Variable.wrap(np.zeros(x.shape, dtype or x.dtype))
+    return _finish(np.zeros(x.shape, dtype or x.dtype), requires_grad)
 
 
-def ones_like(x: Tensor, dtype: Any = None) -> Tensor:
+@_placed
+def ones_like(x: Tensor, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Ones in the shape and dtype of `x`."""
-    return Variable.wrap(np.ones(x.shape, dtype or x.dtype))
+    return _finish(np.ones(x.shape, dtype or x.dtype), requires_grad)
 
 
+@_placed
 def full_like(x: Tensor, fill_value: Any, dtype: Any = None) -> Tensor:
     """One number in the shape and dtype of `x`."""
     return Variable.wrap(np.full(x.shape, fill_value, dtype or x.dtype))
 
 
+@_placed
 def eye(n: int, m: int | None = None, dtype: Any = np.float32) -> Tensor:
     """Ones on the diagonal of an (n, m) matrix, 0 elsewhere."""
     return Variable.wrap(np.eye(n, m, dtype=dtype))
 
 
+@_placed
 def arange(*bounds: Any, dtype: Any = None) -> Tensor:
     """arange(stop), arange(start, stop) or arange(start, stop, step); int64, or float32 if a bound is a float."""
     if dtype is None:
@@ -100,8 +123,9 @@ def arange(*bounds: Any, dtype: Any = None) -> Tensor:
     return Variable.wrap(np.arange(*bounds, dtype=dtype))
 
 
+@_placed
 def linspace(start: float, end: float, steps: int, dtype: Any = np.float32) -> Tensor:
-    """`steps` numbers from `start` to `end`, both included."""
+    """`steps` numbers from `start` to `end`, both included (steps,)."""
     return Variable.wrap(np.linspace(start, end, steps, dtype=dtype))
 
 
@@ -125,16 +149,19 @@ def next_seed() -> int:
     return int(generator().integers(0, 2**63 - 1))
 
 
+@_placed
 def rand(*sizes: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
-    """Uniform numbers from [0, 1)."""
+    """Uniform numbers from [0, 1), in the shape `sizes`."""
     return _finish(generator().random(_shape(sizes)).astype(dtype), requires_grad)
 
 
+@_placed
 def randn(*sizes: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
-    """Numbers from the standard normal distribution."""
+    """Numbers from the standard normal distribution, in the shape `sizes`."""
     return _finish(generator().standard_normal(_shape(sizes)).astype(dtype), requires_grad)
 
 
+@_placed
 def randint(low: int, high: Any = None, size: Any = (), dtype: Any = np.int64) -> Tensor:
     """Integers from low to high − 1: randint(low, high, size), or randint(high, size) from 0."""
     if high is None or isinstance(high, tuple | list):
@@ -142,8 +169,9 @@ def randint(low: int, high: Any = None, size: Any = (), dtype: Any = np.int64) -
     return Variable.wrap(np.asarray(generator().integers(low, high, size)).astype(dtype))
 
 
+@_placed
 def randperm(n: int) -> Tensor:
-    """The integers 0 to n − 1 in random order."""
+    """The integers 0 to n − 1 in random order (n,)."""
     return Variable.wrap(generator().permutation(n))
 
 

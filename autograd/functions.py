@@ -11,12 +11,12 @@ from . import ops
 from .tensor import Tensor
 
 __all__ = [
-    "abs", "all", "allclose", "amax", "amin", "any", "argmax", "argmin", "argsort", "as_tensor", "cat", "chunk",
-    "clamp", "clip", "clone", "concatenate", "cumsum", "dot", "equal", "flatten", "flip", "gather", "index_select",
-    "is_tensor", "isfinite", "isinf", "isnan", "log_softmax", "max", "mean", "min", "norm", "outer", "permute", "pow",
-    "prod", "reciprocal", "repeat_interleave", "reshape", "round", "sign", "softmax", "sort", "split", "square",
-    "squeeze", "stack", "std", "sum", "swapaxes", "take", "topk", "transpose", "tril", "triu", "unbind", "unsqueeze",
-    "var",
+    "abs", "add", "all", "allclose", "amax", "amin", "any", "argmax", "argmin", "argsort", "as_tensor", "cat", "ceil",
+    "chunk", "clamp", "clip", "clone", "concatenate", "cumsum", "div", "dot", "equal", "flatten", "flip", "floor",
+    "gather", "index_select", "is_tensor", "isfinite", "isinf", "isnan", "log_softmax", "max", "mean", "min", "mul",
+    "norm", "outer", "permute", "pow", "prod", "reciprocal", "repeat_interleave", "reshape", "round", "sign", "softmax",
+    "sort", "split", "square", "squeeze", "stack", "std", "sub", "sum", "swapaxes", "take", "topk", "transpose", "tril",
+    "triu", "unbind", "unsqueeze", "var",
 ]  # fmt: skip
 
 
@@ -32,7 +32,9 @@ def _method(name: str) -> Any:
 
 
 # Element by element; reductions; other shapes; parts.
-abs, pow, square, reciprocal, sign, round = map(_method, ("abs", "pow", "square", "reciprocal", "sign", "round"))
+abs, pow, square, reciprocal, sign = map(_method, ("abs", "pow", "square", "reciprocal", "sign"))
+add, sub, mul, div = map(_method, ("add", "sub", "mul", "div"))
+floor, ceil, round = map(_method, ("floor", "ceil", "round"))
 clamp = clip = _method("clip")
 isnan, isinf, isfinite = map(_method, ("isnan", "isinf", "isfinite"))
 sum, mean, prod, var, std, norm = map(_method, ("sum", "mean", "prod", "var", "std", "norm"))
@@ -69,8 +71,8 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def cat(tensors: Any, dim: int = 0) -> Tensor:
-    """Tensors one after another along an existing axis (torch.cat)."""
-    return ops.concatenate(*tensors, dim=dim)
+    """Tensors one after another along an existing axis (torch.cat). Beside others an empty vector (0,) is nothing."""
+    return ops.concatenate(*([x for x in tensors if tuple(x.shape) != (0,)] or tensors), dim=dim)
 
 
 concatenate = cat

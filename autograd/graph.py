@@ -446,7 +446,11 @@ def recompute_in_backward(function: Callable[[], Any]) -> Any:
 
 
 class AnomalyError(FloatingPointError):
-    """A NaN or Inf, caught where it was made (see `detect_anomaly`)."""
+    """A NaN or Inf, caught where it was made (see `detect_anomaly`): `what` it is, in a line, and the lines `where`."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(f"{what}; it was called at\n{where}" if where else what)
+        self.what, self.where = what, where
 
 
 def check_finite(value: Any, node: Node | None, when: str, op_name: str | None = None, given: Iterable = ()) -> None:
@@ -459,9 +463,9 @@ def check_finite(value: Any, node: Node | None, when: str, op_name: str | None =
     numbers = [x for x in given if isinstance(x, np.ndarray | np.generic | float) and np.asarray(x).dtype.kind == "f"]
     verb = "made" if all(np.isfinite(x).all() for x in numbers) else "was given"
     where = node.trace if node is not None else _caller()
+    name = op_name or node.name  # type: ignore[union-attr]
     raise AnomalyError(
-        f"`{op_name or node.name}` {verb} the first {bad} in its {when} pass, at index {index} of shape {array.shape}"  # type: ignore[union-attr]
-        + (f"; it was called at\n{where}" if where else "")
+        f"`{name}` {verb} the first {bad} in its {when} pass, at index {index} of shape {array.shape}", where or ""
     )
 
 

@@ -222,7 +222,7 @@ class Op:
     # -- the forward pass -----------------------------------------------------------------------------------------
 
     def __call__(self, *inputs: Any, **params: Any) -> Any:
-        arrays, wants, tensors, recording = [], [], False, state.recording
+        arrays, wants, tensors, scalars, recording = [], [], False, False, state.recording
         for i, x in enumerate(inputs):
             if isinstance(x, Variable):
                 tensors = True
@@ -231,12 +231,17 @@ class Op:
             else:
                 arrays.append(x)
                 wants.append(False)
+                scalars = scalars or isinstance(x, np.generic)
         needs = tuple(wants)
         tracked = True in needs
-        if tensors and state.plain and self.plain is not None:
-            return self.plain(*inputs, **params)
+        if tensors and scalars:  # beside tensors NumPy's scalars are numbers like Python's: np.sqrt(64) does not widen
+            arrays = [x.item() if isinstance(x, np.generic) else x for x in arrays]
         if self.promotes:
             arrays = promote(arrays, self.floats, kinds=self.promotes)
+        if self.is_fused:
+            self._require_floats(arrays)
+        if tensors and state.plain and self.plain is not None:
+            return self.plain(*inputs, **params)
         hints = {"needs": needs} if self.wants_needs else {}
         try:
             result = self.forward(*arrays, **params, **hints)
@@ -262,6 +267,15 @@ class Op:
         if state.anomaly:
             check_finite(out, result.node, "forward", self.name, arrays)
         return result
+
+    def _require_floats(self, arrays: list) -> None:
+        """Kernels compute in two dtypes; TypeError for any other among the inputs that have a derivative."""
+        for i, x in enumerate(arrays):
+            if isinstance(x, _ARRAY) and x.dtype not in _FLOATS and x.dtype.kind != "c" and i in self.differentiable:
+                raise TypeError(
+                    f"{self.name}: expected `{self.inputs[i]}` in float32 or float64, got {x.dtype}; convert it with "
+                    f".float() or .double()"
+                )
 
     def _record(self, result: Variable, inputs: tuple, arrays: list, extras: tuple, params: dict, needs: tuple) -> None:
         """Leave a node on the tape."""
@@ -375,6 +389,7 @@ def promote(arrays: list, floats: bool, kinds: str = "iuf") -> list:
 
 
 _ARRAY = (np.ndarray, np.generic)
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def primitive(declaration: type) -> Any:

@@ -67,6 +67,9 @@ class Storage:
     def lease(self) -> _Lease:
         """What a saved array holds on to; see the head of this file."""
         lease = self._lease()
+        if lease is not None and not self.untouched_since(lease):
+            self.changed()  # unannounced: what was saved before is stale, what is saved now is not
+            lease = None
         if lease is None:
             lease = _Lease()
             self._lease = weakref.ref(lease)
@@ -94,8 +97,8 @@ class Saved:
     def __init__(self, array: np.ndarray, storage: Storage) -> None:
         self._array = array
         self._storage = storage
+        self._lease = storage.lease()  # may notice a change, and count it
         self._version = storage.version
-        self._lease = storage.lease()
 
     def unpack(self, name: str, op_name: str) -> np.ndarray:
         """The array, if nobody has written to it since it was saved; RuntimeError otherwise."""

@@ -3,15 +3,21 @@
 The names and their meaning are PyTorch's; `axis` and `keepdims` are accepted for `dim` and `keepdim`. There is nothing
 to compute here: each method names the operator that does. Differences from PyTorch that are deliberate:
 
-- in-place arithmetic is not recorded: `x += y` makes a new tensor; `x[...] = y`, `fill_`, `copy_` and the like are for
-  tensors outside a graph, or under `no_grad`;
-- a 0-d tensor takes part in dtype promotion like any other; only Python numbers adapt to the tensors they meet;
+- in-place arithmetic is not recorded: within a graph `x += y` makes a new tensor; `x[...] = y`, `fill_`, `copy_` and
+  the like are for tensors outside a graph, or under `no_grad`;
+- a 0-d tensor takes part in dtype promotion like any other; only numbers of Python and NumPy adapt to the tensors they
+  meet;
+- what has no derivative or is flat between its jumps (comparisons, `//`, `floor`, `ceil`, `round`, `sign`) does not
+  require grad;
+- negative steps in slices and negative positions in `gather` count from the end, as in NumPy;
 - tensors live in the CPU's memory in the dtypes of NumPy.
 """
 
 from __future__ import annotations
 
 import functools
+import math
+import operator
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,8 +26,8 @@ import numpy as np
 
 from . import ops
 from .graph import Leaf, Variable, run_backward, state
-from .ops._axes import normalize_axis
-from .ops.selection import plain_index
+from .ops._axes import normalize_axes, normalize_axis
+from .ops.selection import integers_first, plain_index
 
 __all__ = ["Tensor", "float32", "float64", "int64"]
 
@@ -70,6 +76,28 @@ def _discrete(function: Callable) -> Callable:
     return call
 
 
+def _order(array: np.ndarray, axis: int, descending: bool) -> np.ndarray:
+    """Positions in rising or falling order along `axis`; equal elements keep theirs, NaN counts as the largest."""
+    if not array.ndim:
+        return np.zeros((), np.int64)
+    if not descending:
+        return np.argsort(array, axis, kind="stable")
+    backwards = np.argsort(np.flip(array, axis), axis, kind="stable")  # so that equal elements come last to first
+    return array.shape[axis] - 1 - np.flip(backwards, axis)
+
+
+# What an ndarray's operators call, and the methods of a Tensor on the right of one and on its left.
+_OPERATORS = {
+    np.add: ("__radd__", "__add__"), np.subtract: ("__rsub__", "__sub__"), np.multiply: ("__rmul__", "__mul__"),
+    np.true_divide: ("__rtruediv__", "__truediv__"), np.power: ("__rpow__", "__pow__"),
+    np.matmul: ("__rmatmul__", "__matmul__"), np.floor_divide: ("__rfloordiv__", "__floordiv__"),
+    np.remainder: ("__rmod__", "__mod__"), np.bitwise_and: ("__rand__", "__and__"),
+    np.bitwise_or: ("__ror__", "__or__"), np.bitwise_xor: ("__rxor__", "__xor__"), np.equal: ("__eq__", "__eq__"),
+    np.not_equal: ("__ne__", "__ne__"), np.less: ("__gt__", "__lt__"), np.less_equal: ("__ge__", "__le__"),
+    np.greater: ("__lt__", "__gt__"), np.greater_equal: ("__le__", "__ge__"),
+}  # fmt: skip
+
+
 class Tensor(Variable):
     """An n-dimensional array that can be differentiated.
 
@@ -85,7 +113,6 @@ class Tensor(Variable):
     """
 
     __slots__ = ()
-    __array_ufunc__ = None  # ndarray + Tensor is left to Tensor
     __hash__ = object.__hash__
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None) -> None:
@@ -138,6 +165,19 @@ class Tensor(Variable):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.array, dtype=dtype) if copy or copy is None else np.asarray(self.data, dtype=dtype)
 
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        """`array + tensor` is the tensor's; `array += tensor`, as in `p.data -= lr * p.grad`, writes into the array."""
+        if method == "__call__" and kwargs.keys() == {"out"} and isinstance(kwargs["out"][0], np.ndarray):
+            return ufunc(*(x.numpy() if isinstance(x, Tensor) else x for x in inputs), **kwargs)
+        if method == "__call__" and not kwargs and ufunc in _OPERATORS:
+            left, right = inputs
+            on_right, on_left = _OPERATORS[ufunc]
+            return getattr(left, on_left)(right) if isinstance(left, Tensor) else getattr(right, on_right)(left)
+        raise TypeError(
+            f"np.{ufunc.__name__} would lose the history of a Tensor; use the Tensor's own methods, or "
+            f"x.detach().numpy()"
+        )
+
     def item(self) -> Any:
         """The only element, as a Python number."""
         if self.array.size != 1:
@@ -179,6 +219,9 @@ class Tensor(Variable):
         if not self.ndim:
             raise TypeError("len() of a 0-d tensor")
         return self.shape[0]
+
+    def __contains__(self, value: Any) -> bool:
+        return bool((self == value).any())
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
@@ -356,6 +399,50 @@ class Tensor(Variable):
         """|self|; its gradient at 0 is 0."""
         return ops.abs_(self)
 
+    def __mod__(self, other: Any) -> Tensor:
+        """self − other · ⌊self / other⌋, with the sign of `other`; both broadcast."""
+        return ops.remainder(self, other)
+
+    def __rmod__(self, other: Any) -> Tensor:
+        return ops.remainder(other, self)
+
+    def __floordiv__(self, other: Any) -> Tensor:
+        """⌊self / other⌋, which has no derivative; both broadcast."""
+        return ops.floor_divide(self, other)
+
+    def __rfloordiv__(self, other: Any) -> Tensor:
+        return ops.floor_divide(other, self)
+
+    def _in_place(self, compute: Callable, other: Any) -> Tensor:
+        """`x += y`: x itself, changed, where nothing is recorded; within a graph a new tensor under the old name."""
+        if state.recording and (self.node is not None or (isinstance(other, Variable) and other.node is not None)):
+            if isinstance(self.node, Leaf):
+                raise RuntimeError(
+                    "a leaf that requires grad can't be changed in place while operations are recorded; update it "
+                    "under `with no_grad():`, or compute a new tensor (x = x + y)"
+                )
+            return compute(self, other)
+        result = compute(self.detach(), other.detach() if isinstance(other, Tensor) else other).array
+        if result.shape != self.shape or not np.can_cast(result.dtype, self.dtype, "same_kind"):
+            raise ValueError(
+                f"expected a result of shape {self.shape} and dtype {self.dtype} to keep in place, got {result.shape} "
+                f"and {result.dtype}; compute a new tensor (x = x + y)"
+            )
+        self.mutate()[...] = result
+        return self
+
+    def __iadd__(self, other: Any) -> Tensor:
+        return self._in_place(operator.add, other)
+
+    def __isub__(self, other: Any) -> Tensor:
+        return self._in_place(operator.sub, other)
+
+    def __imul__(self, other: Any) -> Tensor:
+        return self._in_place(operator.mul, other)
+
+    def __itruediv__(self, other: Any) -> Tensor:
+        return self._in_place(operator.truediv, other)
+
     add, sub, mul, div, pow, matmul, neg = __add__, __sub__, __mul__, __truediv__, __pow__, __matmul__, __neg__
     mm = bmm = __matmul__
     abs = __abs__
@@ -382,38 +469,42 @@ class Tensor(Variable):
     __le__ = le = _discrete(np.less_equal)
     __gt__ = gt = _discrete(np.greater)
     __ge__ = ge = _discrete(np.greater_equal)
-    __and__ = _discrete(np.bitwise_and)
-    __or__ = _discrete(np.bitwise_or)
-    __xor__ = _discrete(np.bitwise_xor)
-    __floordiv__ = _discrete(np.floor_divide)
-    __mod__ = _discrete(np.remainder)
-    __invert__ = logical_not = _discrete(np.invert)
+    __and__ = __rand__ = _discrete(np.bitwise_and)
+    __or__ = __ror__ = _discrete(np.bitwise_or)
+    __xor__ = __rxor__ = _discrete(np.bitwise_xor)
+    __invert__ = _discrete(np.invert)
+    logical_not = _discrete(np.logical_not)
     isnan = _discrete(np.isnan)
     isinf = _discrete(np.isinf)
     isfinite = _discrete(np.isfinite)
     sign = _discrete(np.sign)
     floor = _discrete(np.floor)
+    ceil = _discrete(np.ceil)
     round = _discrete(np.round)
 
     @_numpy_spelling
     def argmax(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
         """Positions of the largest elements: in the flattened tensor, or along `dim`."""
-        return Variable.wrap(np.asarray(np.argmax(self.array, axis=dim, keepdims=keepdim)))
+        return self._position(np.argmax, dim, keepdim)
 
     @_numpy_spelling
     def argmin(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
         """Positions of the smallest elements: in the flattened tensor, or along `dim`."""
-        return Variable.wrap(np.asarray(np.argmin(self.array, axis=dim, keepdims=keepdim)))
+        return self._position(np.argmin, dim, keepdim)
+
+    def _position(self, search: Callable, dim: int | None, keepdim: bool) -> Tensor:
+        axis = None if dim is None else normalize_axis(dim, self.ndim)
+        return Variable.wrap(np.asarray(search(self.array, axis=axis, keepdims=keepdim)))
 
     @_numpy_spelling
     def any(self, dim: Any = None, keepdim: bool = False) -> Tensor:
         """Whether any element is true, or any along `dim`."""
-        return Variable.wrap(np.asarray(np.any(self.array, axis=dim, keepdims=keepdim)))
+        return Variable.wrap(np.asarray(np.any(self.array, normalize_axes(dim, self.ndim), keepdims=keepdim)))
 
     @_numpy_spelling
     def all(self, dim: Any = None, keepdim: bool = False) -> Tensor:
         """Whether all elements are true, or all along `dim`."""
-        return Variable.wrap(np.asarray(np.all(self.array, axis=dim, keepdims=keepdim)))
+        return Variable.wrap(np.asarray(np.all(self.array, normalize_axes(dim, self.ndim), keepdims=keepdim)))
 
     # -- functions of each element ----------------------------------------------------------------------------------
 
@@ -490,13 +581,15 @@ class Tensor(Variable):
         self, dim: Any = None, correction: float = 1, keepdim: bool = False, unbiased: bool | None = None
     ) -> Tensor:
         """The variance; `correction` is 1 (Bessel's) as in PyTorch, `unbiased=False` is its old name for 0."""
+        dim, unbiased = (None, dim) if isinstance(dim, bool) else (dim, unbiased)  # var(False) is var(unbiased=False)
         return ops.var(self, dim, correction if unbiased is None else int(unbiased), keepdim)
 
     @_numpy_spelling
     def std(
         self, dim: Any = None, correction: float = 1, keepdim: bool = False, unbiased: bool | None = None
     ) -> Tensor:
-        """The root of `var`."""
+        """The root of `var`; its gradient is 0 where all numbers are equal."""
+        dim, unbiased = (None, dim) if isinstance(dim, bool) else (dim, unbiased)
         return ops.std(self, dim, correction if unbiased is None else int(unbiased), keepdim)
 
     @_numpy_spelling
@@ -541,9 +634,10 @@ class Tensor(Variable):
     def topk(self, k: int, dim: int = -1, largest: bool = True) -> Extremes:
         """The k largest (or smallest) elements along `dim`, sorted, and where they stand; values take the gradient."""
         axis = normalize_axis(dim, self.ndim)
-        if not 0 <= k <= self.shape[axis]:
-            raise ValueError(f"topk: expected k from 0 to {self.shape[axis]}, the size of dim {dim}, got {k}")
-        order = np.argsort(-self.array if largest else self.array, axis=axis, kind="stable")
+        size = self.shape[axis] if self.ndim else 0
+        if not 0 <= k <= size:
+            raise ValueError(f"topk: expected k from 0 to {size}, the size of dim {dim}, got {k}")
+        order = _order(self.array, axis, descending=largest)
         indices = Variable.wrap(np.ascontiguousarray(np.take(order, range(k), axis=axis)))
         return Extremes(ops.gather(self, axis, indices), indices)
 
@@ -556,8 +650,7 @@ class Tensor(Variable):
     @_numpy_spelling
     def argsort(self, dim: int = -1, descending: bool = False) -> Tensor:
         """Positions of the elements in rising or falling order along `dim`; equal elements keep theirs."""
-        array = -self.array if descending else self.array
-        return Variable.wrap(np.argsort(array, axis=normalize_axis(dim, self.ndim), kind="stable"))
+        return Variable.wrap(_order(self.array, normalize_axis(dim, self.ndim), descending))
 
     def _extremes(self, indices: Tensor, dim: int, keepdim: bool) -> Extremes:
         values = ops.gather(self, dim, indices)
@@ -570,9 +663,9 @@ class Tensor(Variable):
         return self @ other
 
     @_numpy_spelling
-    def norm(self, dim: Any = None, keepdim: bool = False) -> Tensor:
-        """The Euclidean norm."""
-        return (self * self).sum(dim, keepdim).sqrt()
+    def norm(self, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Tensor:
+        """(Σ |x|ᵖ)^(1/p) of all elements, or along `dim`: the Euclidean norm unless told otherwise; `p` may be inf."""
+        return ops.norm(self, p, dim, keepdim)
 
     @_numpy_spelling
     def softmax(self, dim: int) -> Tensor:
@@ -607,11 +700,15 @@ class Tensor(Variable):
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
         """Axes `start_dim` to `end_dim` as one."""
         start, end = normalize_axis(start_dim, self.ndim), normalize_axis(end_dim, self.ndim)
-        return self.reshape(*self.shape[:start], -1, *self.shape[end + 1 :])
+        if start > end:
+            raise ValueError(f"flatten: expected start_dim before end_dim, got {start_dim} and {end_dim}")
+        return self.reshape(*self.shape[:start], math.prod(self.shape[start : end + 1]), *self.shape[end + 1 :])
 
     def unflatten(self, dim: int, sizes: Sequence[int]) -> Tensor:
         """Axis `dim` as several."""
         dim = normalize_axis(dim, self.ndim)
+        known = math.prod(size for size in sizes if size != -1)
+        sizes = [self.shape[dim] // known if size == -1 and known else size for size in sizes]
         return self.reshape(*self.shape[:dim], *sizes, *self.shape[dim + 1 :])
 
     def transpose(self, dim0: int, dim1: int) -> Tensor:
@@ -690,21 +787,24 @@ class Tensor(Variable):
         return ops.chunk(self, chunks, dim)
 
     def unbind(self, dim: int = 0) -> tuple[Tensor, ...]:
-        """The slices along `dim`."""
-        return tuple(part.squeeze(dim) for part in self.split(1, dim))
+        """The slices along `dim`, without that axis."""
+        before = (slice(None),) * normalize_axis(dim, self.ndim)
+        return tuple(self[(*before, i)] for i in range(self.size(dim)))
 
     def tril(self, diagonal: int = 0) -> Tensor:
         """The elements on and below a diagonal of the last two axes, 0 elsewhere."""
-        return ops.where(np.tri(self.shape[-2], self.shape[-1], diagonal, dtype=np.bool_), self, 0)
+        return ops.masked_fill(self, ~np.tri(self.shape[-2], self.shape[-1], diagonal, dtype=np.bool_), 0)
 
     def triu(self, diagonal: int = 0) -> Tensor:
         """The elements on and above a diagonal of the last two axes, 0 elsewhere."""
-        return ops.where(np.tri(self.shape[-2], self.shape[-1], diagonal - 1, dtype=np.bool_), 0, self)
+        return ops.masked_fill(self, np.tri(self.shape[-2], self.shape[-1], diagonal - 1, dtype=np.bool_), 0)
 
     # -- choosing elements ------------------------------------------------------------------------------------------
 
     def __getitem__(self, index: Any) -> Tensor:
-        return ops.getitem(self, index=plain_index(index))
+        first, second = integers_first(plain_index(index))
+        part = ops.getitem(self, index=first)
+        return part if second is None else ops.getitem(part, index=second)
 
     def where(self, condition: Any, other: Any) -> Tensor:
         """This tensor where `condition`, else `other`."""
@@ -743,11 +843,18 @@ class Tensor(Variable):
         """Whether the elements lie in memory in the order of their indices."""
         return self.array.flags.c_contiguous
 
-    def to(self, dtype: Any) -> Tensor:
-        """In another dtype, with history where both are floating. `to("cpu")` is this tensor."""
-        if dtype == self.device:
-            return self
-        dtype = np.dtype(dtype)
+    def to(self, *where: Any, dtype: Any = None, device: Any = None) -> Tensor:
+        """In another dtype (or that of another tensor), with history where both are floating.
+
+        `to("cpu")`, as programs for PyTorch say, is this tensor; ValueError for any other device.
+        """
+        for given in where:
+            if isinstance(given, str) and given.partition(":")[0] in DEVICES:
+                device = given
+            else:
+                dtype = given.dtype if isinstance(given, Tensor) else given
+        check_device(device)
+        dtype = self.dtype if dtype is None else np.dtype(dtype)
         if dtype == self.dtype:
             return self
         if dtype.kind != "f" or self.node is None:
@@ -805,7 +912,12 @@ class Tensor(Variable):
         return self.mutate()
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._writable("x[index] = value")[plain_index(index)] = value.array if isinstance(value, Variable) else value
+        array, value = self._writable("x[index] = value"), value.array if isinstance(value, Variable) else value
+        first, second = integers_first(plain_index(index))
+        if second is None:
+            array[first] = value
+        else:
+            array[first][second] = value
 
     def copy_(self, source: Any) -> Tensor:
         """Overwrite with the values of `source`, which broadcasts."""
@@ -832,6 +944,10 @@ class Tensor(Variable):
         self._writable("add_")[...] += alpha * (other.array if isinstance(other, Variable) else other)
         return self
 
+    def sub_(self, other: Any, alpha: Any = 1) -> Tensor:
+        """x = x − alpha · other, in place."""
+        return self.add_(other, -alpha)
+
     def mul_(self, other: Any) -> Tensor:
         """x = x · other, in place."""
         self._writable("mul_")[...] *= other.array if isinstance(other, Variable) else other
@@ -839,6 +955,15 @@ class Tensor(Variable):
 
 
 Variable.tensor_class = Tensor
+
+
+DEVICES = {"cpu", "cuda", "mps"}  # by PyTorch's names
+
+
+def check_device(device: Any) -> None:
+    """ValueError for any device but the "cpu"."""
+    if device is not None and str(device) != "cpu":
+        raise ValueError(f'expected the device "cpu", where everything here is computed, got {device}')
 
 
 class Hook:

@@ -19,8 +19,7 @@ __all__ = ["keep_top_k", "keep_top_p", "probabilities", "sample"]
 
 def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
     """logits (..., V), all but the k largest of each row replaced by −inf. Ties with the k-th stay."""
-    if k < 1:
-        raise ValueError(f"top_k must be at least 1, got {k}; leave it out to keep every token")
+    check_settings(top_k=k)
     V = logits.shape[-1]
     if k >= V:
         return logits
@@ -33,8 +32,7 @@ def keep_top_p(logits: np.ndarray, p: float) -> np.ndarray:
 
     A token stays if the tokens more likely than it have less than p together, so the most likely one always does.
     """
-    if not 0 < p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {p}; leave it out to keep every token")
+    check_settings(top_p=p)
     if p == 1:
         return logits
     order = np.argsort(-logits, axis=-1, kind="stable")  # (..., V), most likely first
@@ -85,12 +83,12 @@ def sample(
     return (running > u).argmax(-1).astype(np.int64)
 
 
-def check_settings(temperature: float, top_k: int | None, top_p: float | None) -> None:
+def check_settings(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> None:
     """Refuse settings out of range with a ValueError, before anything is computed."""
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be at least 0 (0: the most likely token), got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}; leave it out to keep every token")
+    if top_k is not None and not (isinstance(top_k, int | np.integer) and top_k >= 1):
+        raise ValueError(f"top_k must be at least 1, a whole number, got {top_k}; leave it out to keep every token")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}; leave it out to keep every token")
 

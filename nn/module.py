@@ -26,6 +26,7 @@ from typing import Any, Self
 import numpy as np
 
 from autograd import Tensor
+from autograd.tensor import DEVICES, check_device
 
 __all__ = ["Module", "ModuleDict", "ModuleList", "Parameter", "Sequential"]
 
@@ -269,9 +270,10 @@ class Module:
     def to(self, dtype: Any) -> Self:
         """Convert every floating-point parameter and buffer, in place: `model.to(np.float64)`. Drops gradients.
 
-        `model.to("cpu")`, as programs for PyTorch say, changes nothing: there is no other device.
+        `model.to("cpu")`, as programs for PyTorch say, changes nothing; ValueError for any other device.
         """
-        if dtype == "cpu":
+        if isinstance(dtype, str) and dtype.partition(":")[0] in DEVICES:
+            check_device(dtype)
             return self
         for _, value, _ in self._named_tensors("", True):
             if value.array.dtype.kind == "f" and value.array.dtype != dtype:

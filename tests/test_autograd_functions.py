@@ -13,10 +13,11 @@ POSITIVE = np.abs(X) + 0.5
 SPECIAL = np.array([np.nan, np.inf, -np.inf, 1.0])
 CALLS = {
     "abs": [(X,)], "pow": [(POSITIVE, 3), (POSITIVE, 0.5)], "square": [(X,)], "reciprocal": [(POSITIVE,)],
-    "sign": [(X,)], "round": [(X,)], "clamp": [(X, -0.5, 0.5), (X, 0.1)], "clip": [(X, -0.5, 0.5)],
+    "sign": [(X,)], "round": [(X,)], "floor": [(X,)], "ceil": [(X,)], "add": [(X, X), (X, 2)], "sub": [(X, 1)],
+    "mul": [(X, X[0])], "div": [(X, POSITIVE)], "clamp": [(X, -0.5, 0.5), (X, 0.1)], "clip": [(X, -0.5, 0.5)],
     "isnan": [(SPECIAL,)], "isinf": [(SPECIAL,)], "isfinite": [(SPECIAL,)],
     "sum": [(X,), (X, 1), (X, (0, 2), True)], "mean": [(X,), (X, -1)], "prod": [(X,), (X, 1)],
-    "var": [(X,), (X, 1)], "std": [(X,), (X, 2)], "norm": [(X,)],
+    "var": [(X,), (X, 1)], "std": [(X,), (X, 2)], "norm": [(X,), (X, 1), (X, 3, 1, True)],
     "max": [(X,), (X, 1), (X, -1, True), (X, X[::-1].copy())], "min": [(X,), (X, 0)], "amax": [(X, 1)],
     "amin": [(X, (0, 1))], "argmax": [(X,), (X, 1)], "argmin": [(X, 2, True)],
     "any": [(X > 1,), (X > 1, 1)], "all": [(X > -1,), (X > -1, 0)], "cumsum": [(X, 1)],

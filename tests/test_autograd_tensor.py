@@ -4,6 +4,7 @@ Each expression below is run on both libraries, forward and backward, from one t
 use only methods and operators, so there is nothing to translate.
 """
 
+import itertools
 import operator
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import autograd
+import nn
 from autograd import Tensor, ops
 from autograd.kernels.random import uniform
 
@@ -38,6 +40,9 @@ EXPRESSIONS = [
     lambda x, y: x.var(dim=0, correction=0),
     lambda x, y: x.logsumexp(dim=-1), lambda x, y: x.logsumexp(1, keepdim=True), lambda x, y: x.cumsum(dim=1),
     lambda x, y: x.cumsum(-1), lambda x, y: x.prod(), lambda x, y: x.prod(dim=1), lambda x, y: x.norm(),
+    lambda x, y: x % 0.7, lambda x, y: x % (y * y + 0.3), lambda x, y: x.norm(3, dim=1), lambda x, y: x.norm(p=1),
+    lambda x, y: x.norm(dim=-1, keepdim=True), lambda x, y: x.norm(float("inf"), 0),
+    lambda x, y: (x * 0).std(dim=1), lambda x, y: (x * 0).norm(dim=0),
     lambda x, y: x.softmax(dim=-1), lambda x, y: x.log_softmax(dim=1),
     # shape
     lambda x, y: x.reshape(6, 4), lambda x, y: x.reshape(-1), lambda x, y: x.reshape((4, -1)),
@@ -91,6 +96,118 @@ def test_methods_mean_what_pytorch_s_mean(f):
         if y.grad is not None:
             rtol = 1e-6 if out.dtype == np.float32 else 1e-10
             np.testing.assert_allclose(x.grad.array, y.grad.numpy(), rtol=rtol, atol=1e-10)
+
+
+SHAPES = [(), (1,), (3,), (2, 3), (3, 2), (0,), (0, 3), (2, 0), (1, 1), (4, 2, 3)]
+DTYPES = ["float32", "float64", "int64", "int32", "bool"]
+WHEREVER_PYTORCH_DOES = [
+    # reductions: empty, 0-d, negative and several axes, with the dtype that PyTorch gives
+    lambda x: x.sum(), lambda x: x.sum(-1), lambda x: x.sum((0, -1)), lambda x: x.prod(), lambda x: x.prod(0),
+    lambda x: x.cumsum(0), lambda x: x.cumsum(1), lambda x: x.any(), lambda x: x.any(-1, keepdim=True),
+    lambda x: x.all(0), lambda x: x.all([0, -1]), lambda x: x.logsumexp(0), lambda x: x.logsumexp(-1, keepdim=True),
+    lambda x: x.amax(0), lambda x: x.max(0), lambda x: x.min(-1, keepdim=True), lambda x: x.argmax(-1),
+    lambda x: x.argmin(0, keepdim=True), lambda x: x.mean(0), lambda x: x.var(0), lambda x: x.var(False),
+    lambda x: x.std(True), lambda x: x.std(0, False), lambda x: x.std((0, 1), keepdim=True),
+    lambda x: x.norm(), lambda x: x.norm(1), lambda x: x.norm(p=3, dim=0), lambda x: x.norm(float("inf"), -1, True),
+    lambda x: x.norm(-float("inf"), 0), lambda x: x.norm(0, 0), lambda x: x.norm("fro"), lambda x: x.norm(dim=-1),
+    # order
+    lambda x: x.sort(), lambda x: x.sort(0, descending=True), lambda x: x.argsort(-1), lambda x: x.flatten().topk(1),
+    lambda x: x.sort(descending=True, dim=-1),
+    # shape
+    lambda x: x.flatten(), lambda x: x.flatten(1), lambda x: x.flatten(0, 0),
+    lambda x: x.unflatten(-1, (-1, 1)), lambda x: x.unbind(), lambda x: x.unbind(-1), lambda x: x.chunk(2),
+    lambda x: x.repeat_interleave(2), lambda x: x.repeat_interleave(2, 0), lambda x: x.repeat_interleave(2, -1),
+    lambda x: x.squeeze(0), lambda x: x.tril(), lambda x: x.triu(1), lambda x: x.t(),
+    # element by element
+    lambda x: x.logical_not(), lambda x: x.clip(-0.5, 0.5), lambda x: x.clip(min=0.5), lambda x: x.clip(0, 1),
+    lambda x: x.masked_fill(x == x, 1.5), lambda x: x.masked_fill(x == 0, -1), lambda x: x // 2,
+    lambda x: 2.5 // (x + 9), lambda x: x % 2, lambda x: x % -0.75, lambda x: x % float("inf"),
+    lambda x: x % (x.float() + 9),
+    lambda x: (x.double() + 9) // (x + 9), lambda x: ~(x > 0), lambda x: (x > 0) & True, lambda x: False ^ (x > 0),
+    lambda x: 5 | x.long(), lambda x: x * np.sqrt(64), lambda x: np.float64(0.5) + x,
+    lambda x: x.float() / np.int64(2), lambda x: x.ceil(),
+]  # fmt: skip
+TIES_HAVE_NO_RULE = {"topk", "sort", "argsort", "max", "min", "argmax", "argmin"}
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's, of variances of nothing; NumPy's, where infinities meet
+@pytest.mark.parametrize("f", WHEREVER_PYTORCH_DOES)
+def test_whatever_dtype_and_shape_pytorch_takes_is_taken_alike(f):
+    torch = pytest.importorskip("torch", reason="the oracle is in the `bench` extra")
+    rng = np.random.default_rng(0)
+    compared = 0
+    for shape, dtype in itertools.product(SHAPES, DTYPES):
+        # Whole and half numbers between -2 and 2, so that zeros, ones and rows of equal numbers are among them.
+        array = np.asarray(rng.integers(-4, 5, shape) / (2 if "float" in dtype else 1)).astype(dtype)
+        if TIES_HAVE_NO_RULE.intersection(f.__code__.co_names):
+            array = np.asarray(rng.permutation(array.size).reshape(shape)).astype(dtype)
+            if dtype == "bool" and array.size > 1:
+                continue
+        ours, theirs = Tensor(array), torch.tensor(array)
+        if "float" in dtype:
+            ours.requires_grad, theirs.requires_grad = True, True
+        try:
+            expected = f(theirs)
+        except (RuntimeError, IndexError, NotImplementedError, TypeError):
+            continue
+        out = f(ours)
+        pairs = list(zip(out, expected, strict=True)) if isinstance(expected, tuple) else [(out, expected)]
+        for result, wanted in pairs:
+            assert result.shape == tuple(wanted.shape)
+            assert str(result.dtype) == str(wanted.dtype).removeprefix("torch.")
+            np.testing.assert_allclose(result.array, wanted.detach().numpy(), rtol=1e-6, atol=1e-6)
+            if result.requires_grad:
+                dout = rng.normal(size=result.shape)
+                (result * Tensor(dout)).sum().backward(retain_graph=True)
+                (wanted * torch.tensor(dout)).sum().backward(retain_graph=True)
+        if ours.grad is not None:
+            np.testing.assert_allclose(ours.grad.array, theirs.grad.numpy(), rtol=1e-5, atol=1e-5)
+        compared += 1
+    assert compared >= 4
+
+
+@pytest.mark.parametrize("dtypes", [*itertools.product(DTYPES, DTYPES)], ids=str)
+@pytest.mark.parametrize("join", ["cat", "stack"])
+def test_joined_tensors_promote_as_in_pytorch(join, dtypes):
+    torch = pytest.importorskip("torch", reason="the oracle is in the `bench` extra")
+    arrays = [np.ones(3, dtype) for dtype in dtypes]
+    theirs = getattr(torch, join)([torch.tensor(a) for a in arrays])
+    assert str(getattr(autograd, join)([Tensor(a) for a in arrays]).dtype) == str(theirs.dtype).removeprefix("torch.")
+
+
+def test_an_empty_vector_is_nothing_beside_other_tensors():
+    x = Tensor(np.ones((2, 3)))
+    assert autograd.cat([autograd.empty(0), x]).shape == (2, 3)
+    assert autograd.cat([x, autograd.empty(0), x], dim=1).shape == (2, 6)
+    assert autograd.cat([autograd.empty(0), autograd.empty(0)]).shape == (0,)
+
+
+def test_nan_is_the_largest_of_numbers_to_sort():
+    x = Tensor([1.0, float("nan"), 3.0, 3.0])
+    assert x.argsort().tolist() == [0, 2, 3, 1]
+    assert x.argsort(descending=True).tolist() == x.topk(4).indices.tolist() == [1, 2, 3, 0]
+
+
+@pytest.mark.parametrize("index", [
+    (0, slice(None), np.array([0, 2])), (np.array([0, 2]), slice(None), 1), (0, None, np.array([0, 2])),
+    (np.array([0, 2]), None, 1), (Ellipsis, 1, np.array([0, 2])), (0, Ellipsis, np.array([0, 2])),
+    (1, slice(1, 3), np.array([[0, 2]])), (slice(None), 1, np.array([True, False, True])), (0, np.ones((5, 3), bool)),
+    (0, slice(None), [1, 1]), (True, 0), (slice(None), 0, slice(None), np.array([1, 0, 1])),
+], ids=str)  # fmt: skip
+def test_integers_select_before_arrays_pick(index):
+    torch = pytest.importorskip("torch", reason="the oracle is in the `bench` extra")
+    array = np.random.default_rng(0).normal(size=(4, 5, 3) if len(index) < 4 else (4, 5, 3, 2))
+    theirs, x = torch.tensor(array, requires_grad=True), Tensor(array, requires_grad=True)
+    same = tuple(torch.tensor(part) if isinstance(part, np.ndarray) else part for part in index)
+    np.testing.assert_array_equal(x[index].array, theirs[same].detach().numpy())
+    dout = np.random.default_rng(1).normal(size=x[index].shape)
+    (x[index] * Tensor(dout)).sum().backward()
+    (theirs[same] * torch.tensor(dout)).sum().backward()
+    np.testing.assert_allclose(x.grad.array, theirs.grad.numpy(), rtol=1e-12)
+    if not any(isinstance(part, list) for part in index):  # which of two values stays is nobody's promise
+        with autograd.no_grad(), torch.no_grad():
+            x[index], theirs[same] = Tensor(dout), torch.tensor(dout)
+        np.testing.assert_array_equal(x.array, theirs.detach().numpy())
 
 
 @given(st.data())
@@ -241,6 +358,14 @@ def test_numpy_and_item_refuse_what_would_mislead():
     (lambda x: x.split([1, 1], dim=1), ValueError, "add up to 3"),
     (lambda x: Tensor([1, 2]).mean(), TypeError, "floating"),
     (lambda x: x.expand(4, 3), ValueError, "can be repeated"),
+    (lambda x: x.gather(3, Tensor([[0]])), IndexError, "between -2 and 1"),
+    (lambda x: x.index_select(2, Tensor([0])), IndexError, "between -2 and 1"),
+    (lambda x: x.argmax(2), IndexError, "between -2 and 1"),
+    (lambda x: x.any(-3), IndexError, "between -2 and 1"),
+    (lambda x: x.flatten(1, 0), ValueError, "start_dim before"),
+    (lambda x: x.norm("nuc"), ValueError, 'a number or "fro"'),
+    (lambda x: x.long().norm(), TypeError, "floating"),
+    (lambda x: x.long().masked_fill(x == 1, float("-inf")), ValueError, r"int64 has no -inf.*float\(\)"),
     (lambda x: x.gather(0, Tensor([0])), ValueError, "index with 2 axes"),
     (lambda x: x.gather(0, Tensor([[[0]]])), ValueError, "index with 2 axes"),
 ])  # fmt: skip
@@ -260,3 +385,17 @@ def test_random_numbers_repeat_with_the_seed():
     first = autograd.randn(3).tolist(), autograd.randint(10, size=(4,)).tolist(), autograd.next_seed()
     autograd.manual_seed(5)
     assert first == (autograd.randn(3).tolist(), autograd.randint(10, size=(4,)).tolist(), autograd.next_seed())
+
+
+def test_programs_that_name_their_device_run_on_the_only_one():
+    x = autograd.arange(0, 3, dtype=autograd.long, device=autograd.zeros(1, device="cpu").device)
+    assert x.tolist() == [0, 1, 2] and x.to("cpu") is x and x.to(device="cpu") is x
+    assert x.to("cpu", autograd.float32).dtype == x.to(Tensor([1.0])).dtype == x.to(dtype="float32").dtype == np.float32
+    for call in (lambda: x.to("cuda:0"), lambda: autograd.randn(2, device="mps"), lambda: nn.Linear(1, 1).to("cuda")):
+        with pytest.raises(ValueError, match='expected the device "cpu"'):
+            call()
+
+
+def test_membership_is_that_of_the_elements():
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert 3.0 in x and 5 not in x

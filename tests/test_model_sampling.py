@@ -82,8 +82,8 @@ def test_matches_the_filters_of_transformers():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"temperature": -1}, {"temperature": float("inf")}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0},
-     {"top_p": 1.1}],
+    [{"temperature": -1}, {"temperature": float("inf")}, {"temperature": float("nan")}, {"top_k": 0}, {"top_k": 1.5},
+     {"top_p": 0}, {"top_p": 1.1}],
 )  # fmt: skip
 def test_settings_out_of_range(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):

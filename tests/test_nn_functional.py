@@ -1,5 +1,6 @@
 """Functions and layers against torch.nn.functional: values and gradients, in float64."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -32,6 +33,24 @@ def agree(torch, ours, theirs, *arrays, rtol=1e-9, atol=1e-11):
     for i, (x, y) in enumerate(zip(a, b, strict=True)):
         if isinstance(x, ag.Tensor) and x.requires_grad:
             np.testing.assert_allclose(x.grad.array, y.grad.numpy(), rtol=rtol, atol=atol, err_msg=f"input {i}")
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.bool_, np.float16])
+def test_fused_operators_refuse_what_their_kernels_cannot_compute(dtype):
+    x = ag.tensor(np.ones((1, 2, 4, 4), dtype))
+    ids = np.zeros(4, np.int64)
+    calls = [
+        lambda: F.softmax(x), lambda: F.log_softmax(x), lambda: F.gelu(x), lambda: F.silu(x), lambda: F.swiglu(x, x),
+        lambda: F.layer_norm(x, 4), lambda: F.rms_norm(x, 4, eps=1e-6), lambda: F.linear(x, x[0, 0]),
+        lambda: F.scaled_dot_product_attention(x, x, x, is_causal=True), lambda: F.cross_entropy(x[0, 0], ids),
+        lambda: F.linear_cross_entropy(x[0, 0], x[0, 0], ids), lambda: F.dropout(x), lambda: F.embedding(ids, x[0, 0]),
+        lambda: F.mlp(x, x[0, 0], x[0, 0]),
+    ]  # fmt: skip
+    for call in calls:
+        for mode in (contextlib.nullcontext, ag.plain):
+            with mode(), pytest.raises(TypeError, match="in float32 or float64, got"):
+                call()
+
 
 
 @pytest.mark.parametrize("name", ["relu", "silu", "sigmoid", "tanh", "gelu"])

@@ -105,7 +105,7 @@ class TinyGPT(nn.Module):
 
     def forward(self, idx, targets=None):
         B, T = idx.shape
-        x = self.token_embedding_table(idx) + self.position_embedding_table(torch.arange(T))
+        x = self.token_embedding_table(idx) + self.position_embedding_table(torch.arange(T, device=idx.device))
         x = x + self.sa(self.ln1(x))
         x = x + self.attn(self.ln2(x))
         x = x + self.split(x)

@@ -88,6 +88,7 @@ def test_a_bad_step_stops_the_run_is_traced_and_recorded(run, monkeypatch, tmp_p
         run(tmp_path)
     path, report = report_of(tmp_path)
     assert str(path) in str(told.value)
+    assert 'File "' not in str(told.value) and any('File "' in line for line in report["called_at"])
     assert report["operator"].startswith(operator) and report["parameter"] == parameter and report["weight"] is None
     assert (report["step"], report["draw"], report["seed"]) == (6, 5, 1)
     assert report["reason"] == reason

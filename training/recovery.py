@@ -79,7 +79,8 @@ def examine(model: GPT, ids: np.ndarray, draw: int, settings: TrainSettings) -> 
     """What there is to know about a bad step, found by repeating it. Gradients are overwritten, weights are not.
 
     weight              the first parameter that holds a NaN or an infinity itself, or None
-    operator            the first operation that made one, and where; or None
+    operator            the first operation that made one; or None
+    called_at           the lines of the program that called it; or None
     parameter           the first parameter, in the order of the backward pass, whose gradient holds one; else
                         the one whose gradient is longest
     gradient_norms      of every parameter
@@ -88,7 +89,7 @@ def examine(model: GPT, ids: np.ndarray, draw: int, settings: TrainSettings) -> 
     arrived: list[str] = []
     hooks = [p.register_hook(_note_if_bad(name, arrived)) for name, p in model.named_parameters()]
     model.zero_grad()
-    operator = None
+    operator = called_at = None
     with np.errstate(all="ignore"):
         try:
             for micro_step in range(settings.accumulation):
@@ -104,12 +105,13 @@ def examine(model: GPT, ids: np.ndarray, draw: int, settings: TrainSettings) -> 
             with ag.detect_anomaly():
                 for micro_step in range(settings.accumulation):
                     batch_loss(model, ids, draw, micro_step, settings).backward()
-        except ArithmeticError as error:
-            operator = " ".join(str(error).split())
+        except ag.AnomalyError as error:
+            operator, called_at = error.what, error.where.splitlines()
     longest = max(norms, key=lambda name: norms[name], default=None)
     return {
         "weight": weights[0] if weights else None,
         "operator": operator,
+        "called_at": called_at,
         "parameter": arrived[0] if arrived else longest,
         "gradient_norms": norms,
     }

@@ -231,7 +231,9 @@ def load_for_generation(folder: Path, which: str = "best") -> tuple[GPT, Tokeniz
         config = GPTConfig.from_dict(checkpoint.state["model"])
         tokenizer = load_tokenizer(folder / "tokenizer.json")
     if tokenizer.hash() != checkpoint.state["tokenizer"]:
-        raise CheckpointError(f"{folder / 'tokenizer.json'} is not the tokenizer that this model was trained with")
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'} is not the tokenizer that this model was trained with; bring that one back"
+        )
     model = GPT(config)
     try:
         model.load_state_dict(checkpoint.model())

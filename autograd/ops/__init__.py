@@ -10,7 +10,7 @@
 """
 
 from .activation import gelu, silu, swiglu
-from .arithmetic import abs_, add, clip, div, maximum, minimum, mul, neg, pow_, sub
+from .arithmetic import abs_, add, clip, div, floor_divide, maximum, minimum, mul, neg, pow_, remainder, sub
 from .attention import attention, causal_self_attention, multi_head_attention
 from .elementwise import cos, erf, exp, expm1, log, log1p, relu, rsqrt, sigmoid, sin, sqrt, tanh
 from .embedding import embedding, rotary_embedding
@@ -19,7 +19,7 @@ from .linalg import linear, matmul
 from .loss import cross_entropy, linear_cross_entropy
 from .normalization import layer_norm, log_softmax, rms_norm, softmax
 from .randomness import dropout
-from .reduction import amax, amin, cumsum, logsumexp, mean, prod, std, sum_, var
+from .reduction import amax, amin, cumsum, logsumexp, mean, norm, prod, std, sum_, var
 from .residual import residual_attention, residual_mlp
 from .selection import gather, getitem, masked_fill, scatter, take, where
 from .shape import (
@@ -63,6 +63,7 @@ __all__ = [
     "expand",
     "expm1",
     "flip",
+    "floor_divide",
     "gather",
     "gelu",
     "getitem",
@@ -82,10 +83,12 @@ __all__ = [
     "mul",
     "multi_head_attention",
     "neg",
+    "norm",
     "permute",
     "pow_",
     "prod",
     "relu",
+    "remainder",
     "reshape",
     "residual_attention",
     "residual_mlp",

@@ -6,14 +6,17 @@ The derivatives are those of any calculus book. Where an input was stretched by 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from ..graph import Variable
 from ..kernels import sums as kernels
-from ..op import Sample, primitive
+from ..op import Sample, primitive, promote
 from .elementwise import log
 from .selection import where
 
-__all__ = ["abs_", "add", "clip", "div", "maximum", "minimum", "mul", "neg", "pow_", "sub"]
+__all__ = ["abs_", "add", "clip", "div", "floor_divide", "maximum", "minimum", "mul", "neg", "pow_", "remainder", "sub"]
 
 
 def _pairs(rng, low=-2.0, high=2.0):
@@ -272,7 +275,8 @@ class clip:
     def forward(x, *, low=None, high=None):
         if low is None and high is None:
             raise ValueError("clip: expected at least one of min and max, got neither")
-        if x.dtype.kind in "iu" and (isinstance(low, float) or isinstance(high, float)):
+        low, high = (bound.item() if isinstance(bound, np.generic) else bound for bound in (low, high))
+        if x.dtype.kind in "biu" and (isinstance(low, float) or isinstance(high, float)):
             x = x.astype(np.float32)  # as PyTorch does
         return np.clip(x, low, high)
 
@@ -294,3 +298,21 @@ class clip:
     def space(draw):
         low, high = draw.choice((-0.5, 0.5), (-0.5, None), (None, 0.5), (0.3, 0.3))
         return Sample((draw.array(draw.shape()),), {"low": low, "high": high})
+
+
+# Division with a whole result, which is flat between its jumps.
+
+
+def floor_divide(a: Any, b: Any) -> Any:
+    """⌊a / b⌋, both broadcast; nothing to differentiate."""
+    tensors = isinstance(a, Variable) or isinstance(b, Variable)
+    arrays = [x.array if isinstance(x, Variable) else x.item() if isinstance(x, np.generic) else x for x in (a, b)]
+    out = np.asarray(np.floor_divide(*promote(arrays, floats=False)))
+    return Variable.wrap(out) if tensors else out
+
+
+def remainder(a: Any, b: Any) -> Any:
+    """a − b · ⌊a / b⌋, which has the sign of b."""
+    whole = floor_divide(a, b)
+    with np.errstate(invalid="ignore"):  # 0 · ∞, which is not taken
+        return where(whole == 0, a, a - b * whole)

@@ -24,7 +24,7 @@ def _samples(low, high):
 
 @primitive
 class exp:
-    """out = eˣ
+    """out = eˣ, element by element
 
     dx = dout · out
     """
@@ -43,7 +43,7 @@ class exp:
 
 @primitive
 class expm1:
-    """out = eˣ − 1, exact for small x
+    """out = eˣ − 1, element by element, exact for small x
 
     dx = dout · (out + 1)
     """
@@ -62,7 +62,7 @@ class expm1:
 
 @primitive
 class log:
-    """out = ln x
+    """out = ln x, element by element
 
     dx = dout / x
     """
@@ -81,7 +81,7 @@ class log:
 
 @primitive
 class log1p:
-    """out = ln(1 + x), exact for small x
+    """out = ln(1 + x), element by element, exact for small x
 
     dx = dout / (1 + x)
     """
@@ -100,7 +100,7 @@ class log1p:
 
 @primitive
 class sqrt:
-    """out = √x
+    """out = √x, element by element
 
     dx = dout / (2√x)
     """
@@ -119,7 +119,7 @@ class sqrt:
 
 @primitive
 class rsqrt:
-    """out = 1/√x
+    """out = 1/√x, element by element
 
     dx = −½ · dout · x^(−3/2) = −½ · dout · out³
     """
@@ -138,7 +138,7 @@ class rsqrt:
 
 @primitive
 class sin:
-    """out = sin x
+    """out = sin x, element by element
 
     dx = dout · cos x
     """
@@ -157,7 +157,7 @@ class sin:
 
 @primitive
 class cos:
-    """out = cos x
+    """out = cos x, element by element
 
     dx = −dout · sin x
     """
@@ -176,7 +176,7 @@ class cos:
 
 @primitive
 class tanh:
-    """out = tanh x
+    """out = tanh x, element by element
 
     dx = dout · (1 − out²)
     """
@@ -195,7 +195,7 @@ class tanh:
 
 @primitive
 class sigmoid:
-    """out = 1 / (1 + e⁻ˣ)
+    """out = 1 / (1 + e⁻ˣ), element by element
 
     dx = dout · out · (1 − out)
 
@@ -217,7 +217,7 @@ class sigmoid:
 
 @primitive
 class erf:
-    """out = 2/√π · ∫₀ˣ e^(−t²) dt
+    """out = 2/√π · ∫₀ˣ e^(−t²) dt, element by element
 
     dx = dout · 2/√π · e^(−x²)
     """
@@ -236,7 +236,7 @@ class erf:
 
 @primitive
 class relu:
-    """out = max(x, 0)
+    """out = max(x, 0), element by element
 
     dx = dout where x > 0, else 0 (at the kink 0, as in PyTorch)
     """

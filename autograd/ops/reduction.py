@@ -12,10 +12,10 @@ import numpy as np
 from ..op import Sample, primitive
 from ._axes import normalize_axes, normalize_axis
 from .elementwise import exp, sqrt
-from .selection import getitem
+from .selection import getitem, where
 from .shape import concatenate, expand, flip, reshape
 
-__all__ = ["amax", "amin", "cumsum", "logsumexp", "mean", "prod", "std", "sum_", "var"]
+__all__ = ["amax", "amin", "cumsum", "logsumexp", "mean", "norm", "prod", "std", "sum_", "var"]
 
 Dim = int | Sequence[int] | None
 
@@ -54,7 +54,7 @@ class sum_:
     """
 
     def forward(x, *, dim=None, keepdim=False):
-        dtype = np.int64 if x.dtype.kind in "bi" else None
+        dtype = np.int64 if x.dtype.kind in "biu" else None
         return np.sum(x, axis=normalize_axes(dim, x.ndim), keepdims=keepdim, dtype=dtype)
 
     def dx(dout, x_shape, dim):
@@ -137,7 +137,7 @@ class logsumexp:
 
     def forward(x, *, dim=None, keepdim=False):
         axes = normalize_axes(dim, x.ndim)
-        m = np.max(x, axis=axes, keepdims=True)
+        m = np.max(x, axis=axes, keepdims=True, initial=-np.inf)  # of nothing: -inf, the logarithm of 0
         m = np.where(np.isfinite(m), m, 0)  # a row of -inf sums to 0, a row with +inf to inf
         with np.errstate(divide="ignore"):
             out = np.log(np.sum(np.exp(x - m), axis=axes, keepdims=True)) + m
@@ -158,7 +158,8 @@ class cumsum:
     """
 
     def forward(x, *, dim):
-        return np.cumsum(x, axis=normalize_axis(dim, x.ndim) if x.ndim else None).reshape(x.shape)
+        axis, dtype = normalize_axis(dim, x.ndim), np.int64 if x.dtype.kind in "biu" else None
+        return np.cumsum(x, axis=axis if x.ndim else None, dtype=dtype).reshape(x.shape)
 
     def dx(dout, dim):
         return flip(cumsum(flip(dout, dim), dim=dim), dim)
@@ -196,14 +197,41 @@ def var(x: Any, dim: Dim = None, correction: float = 1, keepdim: bool = False) -
 
 
 def std(x: Any, dim: Dim = None, correction: float = 1, keepdim: bool = False) -> Any:
-    """The square root of `var`."""
-    return sqrt(var(x, dim, correction, keepdim))
+    """The square root of `var`; its derivative is 0 where all numbers are equal."""
+    return _root(var(x, dim, correction, keepdim), 2)
+
+
+def norm(x: Any, p: float | str = 2, dim: Dim = None, keepdim: bool = False) -> Any:
+    """(Σ |x|ᵖ)^(1/p) along `dim`; p = 2 (or "fro") is the Euclidean length, ±inf an extreme of |x|, 0 counts.
+
+    The derivative of the length of zeros is 0, as in PyTorch.
+    """
+    if x.dtype.kind not in "fc":
+        raise TypeError(f"norm: expected a floating dtype, got {x.dtype}; convert with x.float()")
+    if p in (2, "fro"):
+        return _root(sum_(x * x, dim=dim, keepdim=keepdim), 2)
+    if not isinstance(p, int | float):
+        raise ValueError(f'norm: expected a number or "fro" for p, got {p!r}')
+    if p == 0:
+        return sum_((x != 0).astype(x.dtype), dim=dim, keepdim=keepdim)
+    if math.isinf(p):
+        return (amax if p > 0 else amin)(abs(x), dim=dim, keepdim=keepdim)
+    return _root(sum_(abs(x) ** p, dim=dim, keepdim=keepdim), p)
+
+
+def _root(x: Any, p: float) -> Any:
+    """x^(1/p) with 0 as its derivative at 0, the middle of what a length's derivative can be there."""
+    zero = x == 0
+    positive = where(zero, 1, x)
+    return where(zero, 0, sqrt(positive) if p == 2 else positive ** (1 / p))
 
 
 def prod(x: Any, dim: Dim = None, keepdim: bool = False) -> Any:
     """Π x along `dim`, by multiplying halves: its derivative never divides, so zeros are no special case."""
     shape = tuple(x.shape)
     axes = normalize_axes(dim, len(shape))
+    if x.dtype.kind in "biu":
+        x = x.astype(np.int64)
     for axis in axes:
         before = (slice(None),) * axis
         while x.shape[axis] > 1:

@@ -13,13 +13,14 @@ import numpy as np
 
 from ..graph import Variable
 from ..op import Sample, primitive
+from ._axes import normalize_axis
 
 __all__ = ["gather", "getitem", "masked_fill", "scatter", "take", "where"]
 
 
 @primitive
 class where:
-    """out = a where condition, else b
+    """out = a where condition, else b, element by element; all three broadcast
 
     da = dout where condition, else 0
     db = 0 where condition, else dout
@@ -124,8 +125,39 @@ def plain_index(index: Any) -> Any:
     return index
 
 
+def integers_first(index: Any) -> tuple[Any, Any]:
+    """A plain index in two steps, x[first][second], where it holds integers beside arrays (else `second` is None).
+
+    PyTorch selects by the integers before it looks at the arrays. NumPy takes an integer for an array too, and where a
+    slice stands between two arrays their axes go to the front.
+    """
+    parts = index if isinstance(index, tuple) else (index,)
+    arrays = [isinstance(part, np.ndarray | bool | np.bool_) for part in parts]
+    integers = [isinstance(part, int | np.integer) and not array for part, array in zip(parts, arrays, strict=True)]
+    if not (any(arrays) and any(integers)):
+        return index, None
+    first, second = [], []
+    for part, is_array, is_integer in zip(parts, arrays, integers, strict=True):
+        if is_integer:
+            first.append(part)
+        elif is_array:
+            first += [slice(None)] * (np.ndim(part) if np.asarray(part).dtype == bool else 1)
+            second.append(part)
+        else:  # a slice; ... stands for the same axes in both, None for none in the first
+            first += [] if part is None else [part]
+            second.append(slice(None) if isinstance(part, slice) else part)
+    return tuple(first), tuple(second)
+
+
 def masked_fill(x: Any, mask: Any, value: Any) -> Any:
-    """`x` with `value` where `mask` (any shape that broadcasts to that of `x`) is true."""
+    """`x` with `value` where `mask` (any shape that broadcasts to that of `x`) is true, in the dtype of `x`."""
+    if isinstance(value, Variable | np.ndarray):
+        value = value.astype(x.dtype)  # type: ignore[attr-defined]
+    elif x.dtype.kind in "biu":
+        try:
+            value = x.dtype.type(value)
+        except (ValueError, OverflowError):
+            raise ValueError(f"masked_fill: {x.dtype} has no {value}; convert with x.float()") from None
     return where(mask, value, x)
 
 
@@ -134,9 +166,12 @@ def gather(x: Any, dim: int, index: Any) -> Any:
 
     x and index have the same number of axes; index is no larger than x except along `dim`. As torch.gather.
     """
-    index = plain_index(index)
+    index = np.asarray(plain_index(index))
     if index.ndim != len(x.shape):
         raise ValueError(f"gather: expected an index with {len(x.shape)} axes as x has, got shape {index.shape}")
+    dim = normalize_axis(dim, index.ndim)
+    if not index.ndim:
+        return getitem(x.reshape(1), index=index.reshape(1)).reshape(())
     grid: list[Any] = list(np.ogrid[tuple(slice(size) for size in index.shape)])
     grid[dim] = index
     return getitem(x, index=tuple(grid))
@@ -147,4 +182,4 @@ def take(x: Any, indices: Any, dim: int | None = None) -> Any:
     indices = plain_index(indices)
     if dim is None:
         return getitem(x.reshape(-1), index=indices)
-    return getitem(x, index=(slice(None),) * (dim % len(x.shape)) + (indices,))
+    return getitem(x, index=(slice(None),) * normalize_axis(dim, len(x.shape)) + (indices,))

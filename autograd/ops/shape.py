@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..op import Sample, primitive
+from ..op import Sample, primitive, promote
 from ._axes import normalize_axes, normalize_axis
 from .selection import getitem
 
@@ -165,7 +165,7 @@ class concatenate:
     """
 
     def forward(*xs, dim=0):
-        return np.concatenate(xs, axis=dim)
+        return np.concatenate(promote(list(xs), floats=False), axis=dim)
 
     def vjp(dout, shapes, dim):
         axis = normalize_axis(dim, len(dout.shape))
@@ -284,4 +284,5 @@ def chunk(x: Any, chunks: int, dim: int = 0) -> tuple[Any, ...]:
     """`x` in at most `chunks` parts of one size along `dim` (the last may be smaller)."""
     if chunks < 1:
         raise ValueError(f"chunk: expected at least 1 chunk, got {chunks}")
-    return split(x, max(1, -(-x.shape[normalize_axis(dim, len(x.shape))] // chunks)), dim)
+    length = x.shape[normalize_axis(dim, len(x.shape))]
+    return split(x, -(-length // chunks) if length else [0] * chunks, dim)
