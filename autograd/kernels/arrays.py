@@ -77,12 +77,16 @@ def workspace(dtype: np.dtype, workers: int, elements: int) -> np.ndarray:
     them takes twice as long to load.
     """
     try:
-        memory = _workspaces.pop()
+        held = _workspaces.pop()
     except IndexError:
-        memory = np.empty(0, np.uint8)
+        memory = None
+    else:
+        if held.dtype == dtype and held.shape[0] == workers and held.shape[1] >= elements:
+            return held
+        memory = held.base
     elements = -(-elements // 1024) * 1024
     needed = workers * elements * dtype.itemsize
-    if memory.size < needed + LINE:
+    if memory is None or memory.size < needed + LINE:
         memory = np.empty(needed + LINE, np.uint8)
     start = -memory.ctypes.data % LINE
     return memory[start:start + needed].view(dtype).reshape(workers, elements)
@@ -90,4 +94,4 @@ def workspace(dtype: np.dtype, workers: int, elements: int) -> np.ndarray:
 
 def give_back(memory: np.ndarray) -> None:
     """Return a workspace."""
-    _workspaces.append(memory.base)
+    _workspaces.append(memory)

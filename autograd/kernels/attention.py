@@ -41,7 +41,7 @@ from . import attention_tiles, attention_vectors
 from .arrays import give_back, workspace
 from .attention_parts import places
 from .bfloat16 import amx_available, matmul_precision
-from .jit import callback, kernel, num_threads
+from .jit import callback, kernel
 from .matmul import tiles_allowed
 from .random import keep_threshold, keys
 from .tasks import declare, queues, run, save
@@ -159,7 +159,7 @@ def _run(
 ) -> bool:  # fmt: skip
     """Let all threads do `tasks`, each in a workspace of `size` numbers; whether the first of them is NaN nowhere."""
     number, attend = lse.dtype, _compiled(tasks, arrays[0].dtype)
-    memory = workspace(number, num_threads(), size)
+    memory = workspace(number, numba.config.NUMBA_NUM_THREADS, size)
     attend(places(*arrays), shape, lse.reshape(-1), number.type(scale), _offset(shape, causal),
            _dropout(number, dropout_p, seed), queues(len(memory)), memory)  # fmt: skip
     fit = not math.isnan(sum(memory[:, 0].tolist()))
