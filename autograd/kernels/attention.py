@@ -39,7 +39,7 @@ from numba import types
 
 from . import attention_tiles, attention_vectors
 from .arrays import give_back, workspace
-from .attention_parts import places
+from .attention_parts import OPERANDS, places
 from .bfloat16 import amx_available, matmul_precision
 from .jit import callback, kernel
 from .matmul import tiles_allowed
@@ -79,24 +79,28 @@ def _number(dtype: np.dtype) -> np.dtype:
 def _compiled(tasks: Callable, dtype: np.dtype) -> Callable:
     """A function that runs `tasks` on all threads, compiled for this dtype.
 
-    One compilation serves operands of all strides: they come as a table of where they lie. As arrays of four axes each
-    they would take a dozen arguments.
+    Returns whether it could: strides must not end inside a number.
     """
     operand, number = numba.from_dtype(dtype), numba.from_dtype(_number(dtype))
     word, integers = types.uint32, types.Array(types.int64, 1, "C")
     dropout = types.Tuple([word, word, word, number])
-    kinds = [integers, types.Array(operand, 1, "C"), types.UniTuple(types.int64, 7), types.Array(number, 1, "C"),
+    operands = types.UniTuple(types.Array(operand, 4, "A", readonly=True), OPERANDS)
+    kinds = [types.Array(operand, 1, "C"), types.UniTuple(types.int64, 7), types.Array(number, 1, "C"),
              number, types.intp, dropout, integers, types.Array(number, 2, "C")]  # fmt: skip
-    shared_type = declare(f"attention: {dtype}", types.Tuple(kinds))
+    shared_type = declare(f"attention: {dtype}", types.Tuple([integers, *kinds]))
 
     work = callback(types.void(types.int64, types.int64))(tasks(shared_type))
 
-    @kernel(signature=types.void(types.int64, *kinds))
-    def attend(work, places, like, shape, lse, scale, offset, dropout, counters, memory):
-        run(work, save((places, like, shape, lse, scale, offset, dropout, counters, memory), shared_type), len(memory))
+    @kernel(signature=types.boolean(types.int64, operands, *kinds))
+    def attend(work, operands, like, shape, lse, scale, offset, dropout, counters, memory):
+        table = places(operands)
+        if table.size:
+            shared = table, like, shape, lse, scale, offset, dropout, counters, memory
+            run(work, save(shared, shared_type), len(memory))
+        return table.size > 0  # what it holds was needed until here
 
     like = np.empty(0, dtype)
-    return lambda places, *others: attend(work.address, places, like, *others)
+    return lambda operands, *others: attend(work.address, operands, like, *others)
 
 
 @functools.cache
@@ -158,10 +162,16 @@ def _run(
     causal: bool, dropout_p: float, seed: int,
 ) -> bool:  # fmt: skip
     """Let all threads do `tasks`, each in a workspace of `size` numbers; whether the first of them is NaN nowhere."""
-    number, attend = lse.dtype, _compiled(tasks, arrays[0].dtype)
+    number, dtype = lse.dtype, arrays[0].dtype
+    for x in arrays:
+        if x.dtype != dtype:
+            raise TypeError(f"attention takes arrays of one dtype, got {dtype} and {x.dtype}")
     memory = workspace(number, numba.config.NUMBA_NUM_THREADS, size)
-    attend(places(*arrays), shape, lse.reshape(-1), number.type(scale), _offset(shape, causal),
-           _dropout(number, dropout_p, seed), queues(len(memory)), memory)  # fmt: skip
+    operands = arrays + arrays[-1:] * (OPERANDS - len(arrays))
+    done = _compiled(tasks, dtype)(operands, shape, lse.reshape(-1), number.type(scale), _offset(shape, causal),
+                                   _dropout(number, dropout_p, seed), queues(len(memory)), memory)  # fmt: skip
+    if not done:
+        raise ValueError("attention needs strides that are multiples of the item size; copy the arrays first")
     fit = not math.isnan(sum(memory[:, 0].tolist()))
     give_back(memory)
     return fit

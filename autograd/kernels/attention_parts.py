@@ -6,11 +6,8 @@ arrays of four axes each they would take a dozen arguments, through every layer 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -19,7 +16,7 @@ from numba.extending import intrinsic
 from .ir import INT, TileEmitter, emitted, shift, stored_pointer
 from .jit import kernel
 
-__all__ = ["LOG2_E", "Heads", "at", "heads", "pack", "places", "round_up", "row_products", "unpack"]
+__all__ = ["LOG2_E", "OPERANDS", "Heads", "at", "heads", "pack", "places", "round_up", "row_products", "unpack"]
 
 LOG2_E = 1 / np.log(2)  # scores are exponents of 2 inside the kernels: exp(s) = 2^(LOG2_E·s)
 
@@ -36,33 +33,19 @@ class Heads(NamedTuple):
 OPERANDS = 8  # of the backward pass; forward has half of them, and names the last one again for the others
 
 
-def _list_places(table, operands):
-    """Whether no stride ends inside a number."""
-    whole = True
+@kernel
+def places(operands):
+    """For each (B, H, T, D) array its address and three strides, in numbers; an empty table where a stride ends inside
+    a number.
+    """
+    table = np.empty(4 * len(operands), np.int64)
     for i in range(len(operands)):
         x = operands[i]
         table[4 * i] = x.ctypes.data
         for axis in range(3):
             table[4 * i + 1 + axis], rest = divmod(x.strides[axis], x.itemsize)
-            whole = whole and rest == 0
-    return whole
-
-
-@functools.cache
-def _compiled_list_places(dtype: np.dtype) -> Callable:
-    operands = types.UniTuple(types.Array(numba.from_dtype(dtype), 4, "A", readonly=True), OPERANDS)
-    return kernel(signature=types.boolean(types.Array(types.int64, 1, "C"), operands))(_list_places)
-
-
-def places(*operands: np.ndarray) -> np.ndarray:
-    """For each (B, H, T, D) array its address and three strides, in numbers. (NumPy takes 1 µs to tell an address.)"""
-    dtype = operands[0].dtype
-    for x in operands:
-        if x.dtype != dtype:
-            raise TypeError(f"attention takes arrays of one dtype, got {dtype} and {x.dtype}")
-    table = np.empty(4 * OPERANDS, np.int64)
-    if not _compiled_list_places(dtype)(table, operands + operands[-1:] * (OPERANDS - len(operands))):
-        raise ValueError("attention needs strides that are multiples of the item size; copy the arrays first")
+            if rest:
+                return table[:0]
     return table
 
 
