@@ -280,15 +280,13 @@ class Op:
     def _record(self, result: Variable, inputs: tuple, arrays: list, extras: tuple, params: dict, needs: tuple) -> None:
         """Leave a node on the tape."""
         plan = self._plan(needs)
-        given = [x.array if isinstance(x, Variable) else x for x in inputs]  # before promotion
-        node = Node(
-            self,
-            plan,
-            tuple([x.node if need else None for x, need in zip(inputs, needs, strict=True)]),
-            tuple([(x.shape, x.dtype) if isinstance(x, np.ndarray) else ((), None) for x in given]),
-            self.defaults | params if self.defaults else params,
-            needs,
-        )
+        edges, described = [], []
+        for x, need in zip(inputs, needs, strict=True):  # as they came, before promotion
+            edges.append(x.node if need else None)
+            array = x.array if isinstance(x, Variable) else x
+            described.append((array.shape, array.dtype) if isinstance(array, np.ndarray) else ((), None))
+        params = self.defaults | params if self.defaults else params
+        node = Node(self, plan, tuple(edges), tuple(described), params, needs)
         saved = []
         for slot in plan.slots:
             if slot >= 0:
