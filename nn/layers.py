@@ -193,10 +193,7 @@ def unchanged(kind: type[Module], *parts: Module) -> bool:
 
     One that was replaced by another kind must run, and so must one with hooks: someone wants to see it run.
     """
-    for part in parts:  # not all(…): this runs between kernels, for each branch of a model
-        if type(part) is not kind or part.has_hooks:
-            return False
-    return True
+    return all(type(part) is kind and not part.has_hooks for part in parts)
 
 
 def residual(x: Any, norm: Any, branch: Any, dropout: Any, *args: Any) -> Any:

@@ -253,3 +253,17 @@ def test_rounding_excuses_no_derivative_that_is_wrong():
     x = Tensor(np.array([1.0, 2.0, 3.0]), requires_grad=True)
     with pytest.raises(autograd.GradcheckError, match="off"):
         autograd.gradcheck(lambda x: x * 1.0 + (x * 1e-6).detach(), (x,))
+
+
+@needs_amx
+@pytest.mark.parametrize("heads", [2, 1])
+def test_branches_of_bfloat16_keep_what_their_norm_makes_in_half_the_memory(heads):
+    """Where all products round it anyway: not for a lone head, whose attention is cut into parts."""
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: Tensor(rng.normal(size=shape).astype(np.float32), requires_grad=True)
+    x, norm = normal(1, 5, 8), (normal(8), normal(8))
+    with matmul_precision("bfloat16"):
+        attention = ops.residual_attention(x, *norm, normal(24, 8), normal(8, 8), n_head=heads, n_kv_head=heads)
+        mlp = ops.residual_mlp(x, *norm, normal(16, 8), normal(8, 16))
+    for out, kept in ((attention, "uint16" if heads > 1 else "float32"), (mlp, "uint16")):
+        assert out.node.saved[out.node.plan.names.index("n")].dtype == kept
