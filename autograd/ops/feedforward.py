@@ -66,7 +66,8 @@ class mlp:
         yield Sample((normal(2, 3), normal(5, 3), normal(4, 5), normal(5), None), {"approximate": "tanh"})
         yield Sample((normal(2, 0), normal(5, 0), normal(4, 5), normal(5), None))
         yield Sample((normal(2, 3), normal(0, 3), normal(4, 0)))
-        yield Sample((normal(2, 4), normal(5, 3), normal(4, 5)), error=ValueError, match="mlp")
+        for x in (normal(2, 4), normal()):
+            yield Sample((x, normal(5, 3), normal(4, 5)), error=ValueError, match="mlp: expected x")
         yield Sample((normal(2, 3), normal(5, 3), normal(4, 6)), error=ValueError, match="mlp")
         weights = normal(2, 3), normal(5, 3), normal(4, 5)
         yield Sample(weights, {"approximate": "sigmoid"}, error=ValueError, match="approximate")
