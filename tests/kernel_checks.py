@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numba import types
 from numba.extending import intrinsic
 
+from autograd.kernels.bfloat16 import round_to_bfloat16
 from autograd.kernels.jit import num_threads, set_num_threads
 from autograd.kernels.tasks import queues
 
@@ -24,6 +25,16 @@ dtypes = st.sampled_from(DTYPES)
 
 def numbers(shape, dtype, seed, spread=1.0):
     return (np.random.default_rng(seed).standard_normal(shape) * spread).astype(dtype)
+
+
+def narrow(x):
+    """float32 → bfloat16, by its bits: uint16."""
+    return (round_to_bfloat16(x).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def widen(bits):
+    """And back."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 @st.composite

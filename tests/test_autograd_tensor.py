@@ -149,7 +149,7 @@ def test_whatever_dtype_and_shape_pytorch_takes_is_taken_alike(f):
         try:
             expected = f(theirs)
         except (RuntimeError, IndexError, NotImplementedError, TypeError):
-            continue
+            continue  # PyTorch refuses it, so there is nothing to compare: `compared` sees that this is not the rule
         out = f(ours)
         pairs = list(zip(out, expected, strict=True)) if isinstance(expected, tuple) else [(out, expected)]
         for result, wanted in pairs:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_checks import DTYPES, check, dtypes, packed, precise, same_bits_for_any_threads, seeds
+from kernel_checks import DTYPES, check, dtypes, narrow, packed, precise, same_bits_for_any_threads, seeds
 
 from autograd.kernels import attention as attention_module
 from autograd.kernels import bfloat16
@@ -334,10 +334,6 @@ def test_operands_are_rounded_to_nearest_even(problem):
         expected = attention(q, k, v, scale=scale, causal=causal)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def narrow(x):
-    return (round_to_bfloat16(x).view(np.uint32) >> 16).astype(np.uint16)
 
 
 @needs_tiles

@@ -131,6 +131,7 @@ def test_a_tall_stack_of_rows_is_one_matrix():
     assert matmul(x, weight.T, bias=bias, out=out).shape == (3, 17, 40)
     check(x, weight.T, out, bias)
     below = np.asfortranarray(normal(rng, out.shape, "float32"))
+    below.flags.writeable = False
     check(x, weight.T, matmul(x, weight.T, bias=bias, onto=below), bias, below)
     np.testing.assert_array_equal(out.reshape(51, 40), matmul(x.reshape(51, 65), weight.T, bias=bias))
 

@@ -9,7 +9,7 @@ from autograd.kernels.activation import gelu, gelu_backward
 from autograd.kernels.bfloat16 import amx_available, matmul_bf16, matmul_narrow, matmul_precision, round_to_bfloat16
 from autograd.kernels.matmul import matmul
 from autograd.kernels.mlp import mlp, mlp_backward
-from tests.kernel_checks import check, numbers, same_bits_for_any_threads
+from tests.kernel_checks import check, narrow, numbers, same_bits_for_any_threads, widen
 
 needs_amx = pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
 ALL = (True,) * 5
@@ -25,14 +25,6 @@ def problem(N, C, H, C_out, seed, dtype="float32"):
     shapes = [(N, C), (H, C), (C_out, H), (H,), (C_out,), (N, C_out)]
     *inputs, dout = (numbers(shape, dtype, seed + i, 0.3) for i, shape in enumerate(shapes))
     return inputs, dout
-
-
-def widen(bits):
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def narrow(x):
-    return (round_to_bfloat16(x).view(np.uint32) >> 16).astype(np.uint16)
 
 
 @settings(max_examples=60)

@@ -11,7 +11,7 @@ from autograd.kernels.attention import attention, attention_backward
 from autograd.kernels.bfloat16 import amx_available, matmul_bf16, matmul_precision, round_to_bfloat16
 from autograd.kernels.matmul import matmul
 from autograd.kernels.multi_head import multi_head, multi_head_backward, narrow_heads
-from tests.kernel_checks import check, numbers, same_bits_for_any_threads
+from tests.kernel_checks import check, narrow, numbers, same_bits_for_any_threads, widen
 
 needs_amx = pytest.mark.skipif(not amx_available(), reason="this processor has no bfloat16 tiles")
 ALL = (True,) * 5
@@ -74,10 +74,6 @@ def test_is_its_parts_one_after_the_other(problem):
         check(a, b, 8 + dout.shape[0] * dout.shape[1], scale=1 + len(b) * float(abs(b).max(initial=0)))
 
 
-def widen(bits):
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
 @needs_amx
 @settings(max_examples=60)
 @given(problems(st.just("float32")))
@@ -107,7 +103,6 @@ def test_in_bfloat16_what_is_kept_is_the_rounded_number(problem):
 @given(problems(st.just("float32")))
 def test_an_x_that_is_bfloat16_gives_the_same_bits_and_a_rounded_gradient(problem):
     (x, *weights), dout, options = problem
-    narrow = lambda array: (round_to_bfloat16(array).view(np.uint32) >> 16).astype(np.uint16)
     with matmul_precision("bfloat16"):
         if not narrow_heads(x, *weights[:2], options[1]):
             assert x.shape[0] * options[1] == 1 or x.shape[:2] == (1, 1)

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_checks import DTYPES, check, layouts, matrices, numbers, precise, same_bits_for_any_threads, seeds
+from kernel_checks import (
+    DTYPES,
+    check,
+    layouts,
+    matrices,
+    narrow,
+    numbers,
+    precise,
+    same_bits_for_any_threads,
+    seeds,
+)
 
 from autograd.kernels.bfloat16 import round_to_bfloat16
 from autograd.kernels.norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
@@ -57,26 +67,21 @@ def test_layer_norm(problem):
     check(dbias, exact_dbias, 8 + len(x), scale=size)
 
 
-def bits(x):
-    """float32 → bfloat16 as uint16."""
-    return (round_to_bfloat16(x).view(np.uint32) >> 16).astype(np.uint16)
-
-
 @given(problems())
 def test_in_a_block_of_bfloat16_the_same_numbers_are_rounded_and_added(problem):
     """What the norm makes and its gradient may be bfloat16, and dx may be added to another gradient."""
     x, weight, bias, dout = (None if array is None else array.astype(np.float32) for array in problem)
     below = np.random.default_rng(len(x)).standard_normal(x.shape).astype(np.float32)
     out, mean, rstd = layer_norm(x, weight, bias, EPS)
-    narrow, *statistics = layer_norm(x, weight, bias, EPS, narrow=True)
-    assert narrow.dtype == np.uint16
-    np.testing.assert_array_equal(narrow, bits(out))
+    rounded_out, *statistics = layer_norm(x, weight, bias, EPS, narrow=True)
+    assert rounded_out.dtype == np.uint16
+    np.testing.assert_array_equal(rounded_out, narrow(out))
     for a, b in zip(statistics, (mean, rstd), strict=True):
         np.testing.assert_array_equal(a, b)
     rounded = round_to_bfloat16(dout)
     expected = layer_norm_backward(rounded, x, weight, mean, rstd)
     terms = (1 + abs(rounded).max(initial=0)) * (1 if weight is None else 1 + abs(weight).max()) * rstd.max(initial=0)
-    for upstream in (rounded, bits(dout)):
+    for upstream in (rounded, narrow(dout)):
         dx, *sums = layer_norm_backward(upstream, x, weight, mean, rstd, onto=below)
         check(dx, precise(expected[0]) + below, 16, scale=terms * (1 + abs(out).max(initial=0)) + abs(below))
         for a, b in zip(sums, expected[1:], strict=True):
@@ -87,7 +92,7 @@ def test_a_narrow_norm_rounds_every_number_of_rows_of_any_width():
     for width in (1, 31, 32, 33, 63, 64, 65, 130):
         x = numbers((7, width), np.dtype("float32"), width)
         np.testing.assert_array_equal(layer_norm(x, None, x[0], EPS, narrow=True)[0],
-                                      bits(layer_norm(x, None, x[0], EPS)[0]))  # fmt: skip
+                                      narrow(layer_norm(x, None, x[0], EPS)[0]))  # fmt: skip
 
 
 @given(problems())

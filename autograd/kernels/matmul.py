@@ -504,7 +504,7 @@ def matmul(
     """The matrix product a (..., M, K) @ b (..., K, N) → (..., M, N), float32 or float64.
 
     Leading (batch) axes broadcast. `bias` (N,) is added to every row, and `onto` (..., M, N) to the whole. The result
-    goes to `out`, which must not overlap the operands, but may be `onto`. All arrays may have any strides: a
+    goes to `out`, which must not overlap the operands, but may be `onto` itself. All arrays may have any strides: a
     transposed view costs nothing.
 
     Returns `out`, or a new C-contiguous array. Raises TypeError for other dtypes or two different ones,
@@ -530,11 +530,12 @@ def multiply_with(
         raise ValueError(f"matmul multiplies (..., M, K) by (..., K, N), got {a.shape} and {b.shape}")
     if a.ndim > 2 and b.ndim == 2 and a.flags.c_contiguous and (out is None or out.flags.c_contiguous) and a.size:
         shape = (*a.shape[:-1], b.shape[1])  # one tall matrix
-        whole = [None if x is None else _checked(x, shape, dtype).reshape(-1, shape[-1]) for x in (out, onto)]
-        return multiply_with(product, a.reshape(-1, a.shape[-1]), b, bias, *whole).reshape(shape)
+        flat = lambda x, name: None if x is None else _checked(x, shape, dtype, name).reshape(-1, shape[-1])
+        rows = a.reshape(-1, a.shape[-1])
+        return multiply_with(product, rows, b, bias, flat(out, "out"), flat(onto, "onto")).reshape(shape)
     batch = () if a.ndim == b.ndim == 2 else _broadcast(a, b)
     shape = (*batch, a.shape[-2], b.shape[-1])
-    out = empty(shape, dtype) if out is None else _checked(out, shape, dtype)
+    out = empty(shape, dtype) if out is None else _checked(out, shape, dtype, "out")
     start = product.no_start if onto is None else _checked(onto, shape, dtype, "onto")
     if bias is not None and (bias.shape != shape[-1:] or bias.dtype != dtype):
         raise ValueError(f"a product {shape} takes a bias {shape[-1:]} of {dtype}, got {bias.shape} of {bias.dtype}")
@@ -562,7 +563,9 @@ def _broadcast(a: np.ndarray, b: np.ndarray) -> tuple[int, ...]:
         raise ValueError(f"matmul cannot broadcast the batch axes of {a.shape} and {b.shape}") from None
 
 
-def _checked(out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, name: str = "out") -> np.ndarray:
-    if out.shape != shape or out.dtype != dtype or (name == "out" and not out.flags.writeable):
-        raise ValueError(f"the product is {shape} of {dtype}; {name} is {out.shape} of {out.dtype}, or read-only")
-    return out
+def _checked(x: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:
+    if x.shape != shape or x.dtype != dtype:
+        raise ValueError(f"the product is {shape} of {dtype}; {name} is {x.shape} of {x.dtype}")
+    if name == "out" and not x.flags.writeable:
+        raise ValueError("the product cannot be written to `out`, which is read-only")
+    return x
