@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from .kernels.sums import add
+from .kernels.together import at_once, postponed, settle, together
 from .storage import Saved, Storage
 
 __all__ = ["Leaf", "Node", "Variable", "detect_anomaly", "enable_grad", "no_grad", "plain", "run_backward", "state"]
@@ -97,9 +98,9 @@ def detect_anomaly() -> contextlib.AbstractContextManager:
 class Variable:
     """What the engine knows of a tensor: its array, the node it came from, and whose memory it is."""
 
-    __slots__ = ("__weakref__", "_grad", "array", "node", "storage")
+    __slots__ = ("__weakref__", "_array", "_grad", "node", "storage")
 
-    array: np.ndarray
+    _array: np.ndarray
     node: Node | Leaf | None
     storage: Storage
     _grad: Any
@@ -108,11 +109,17 @@ class Variable:
     def wrap(cls, array: np.ndarray, node: Node | Leaf | None = None, storage: Storage | None = None) -> Any:
         """A tensor around `array` itself (no copy)."""
         self = Variable.__new__(cls.tensor_class)
-        self.array = array
+        self._array = array
         self.node = node
         self.storage = storage or Storage(array)
         self._grad = None
         return self
+
+    @property
+    def array(self) -> np.ndarray:
+        """The ndarray, with its numbers in it: kernels that wait are called first."""
+        settle()
+        return self._array
 
     tensor_class: type[Variable]  # the class of results; a subclass of Tensor makes plain Tensors
 
@@ -134,12 +141,15 @@ class Leaf:
         variable = self.variable()
         if variable is None:
             return
+        if owned and variable._grad is None and not isinstance(gradient, Variable):
+            variable._grad = Variable.wrap(np.asarray(gradient))
+            return
+        settle()
         if isinstance(gradient, Variable):
             before = variable._grad
             variable._grad = gradient if before is None else before + gradient
         elif variable._grad is None:
-            array = np.asarray(gradient)
-            variable._grad = Variable.wrap(array if owned else array.copy())
+            variable._grad = Variable.wrap(np.array(gradient))
         elif variable._grad.node is not None:  # was made under create_graph: part of a graph, so not written to
             variable._grad = Variable.wrap(variable._grad.array + gradient)
         else:
@@ -221,7 +231,9 @@ def run_backward(
             gradients[node] = gradient
             if fresh:
                 owned.add(node)
-        elif create_graph or not before.ndim:  # NumPy's 0-d results are immutable scalars
+            return
+        settle()
+        if create_graph or not before.ndim:  # NumPy's 0-d results are immutable scalars
             gradients[node] = before + gradient
             owned.add(node)
         elif node in owned:
@@ -234,7 +246,7 @@ def run_backward(
         contribute(node, gradient, False)
     ready = [node for node in dict.fromkeys(node for node, _ in roots) if not pending[node]]
 
-    with _switch("recording", create_graph), _switch("retaining", retain_graph):
+    with _switch("recording", create_graph), _switch("retaining", retain_graph), postponed:
         while ready:
             node = ready.pop()
             gradient = gradients.pop(node, None)
@@ -313,7 +325,9 @@ def _input_gradients(node: Node, dout: Gradient, needs: tuple, create_graph: boo
         )
     differentiate = node.op.differentiate_recorded if create_graph else node.op.differentiate
     parts = []
-    for index, gradient in differentiate(node, dout, needs):
+    with together if node.op.waits and not create_graph else at_once:
+        gradients = differentiate(node, dout, needs)
+    for index, gradient in gradients:
         if gradient is None:
             continue
         shape, dtype = node.inputs[index]
@@ -321,9 +335,11 @@ def _input_gradients(node: Node, dout: Gradient, needs: tuple, create_graph: boo
         if gradient.shape != shape:
             if not _broadcasts(shape, gradient.shape):
                 raise GradientShapeError(node.op.name, index, shape, gradient.shape)
+            settle()
             gradient = unbroadcast(gradient, shape)
             fresh = True
         if gradient.dtype != dtype:
+            settle()
             gradient = gradient.astype(dtype)
             fresh = True
         if state.anomaly:
@@ -455,6 +471,7 @@ class AnomalyError(FloatingPointError):
 
 def check_finite(value: Any, node: Node | None, when: str, op_name: str | None = None, given: Iterable = ()) -> None:
     """Raise AnomalyError if there is a NaN or Inf in what an operator computed, from the arrays it was given."""
+    settle()
     array = value.array if isinstance(value, Variable) else np.asarray(value)
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return

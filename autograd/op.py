@@ -48,6 +48,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .graph import Node, Variable, check_finite, keep, run_backward, state
+from .kernels.together import at_once, settle, together
 
 __all__ = ["Op", "Sample", "fused", "primitive", "registry"]
 
@@ -118,6 +119,7 @@ class Op:
         broadcasts   inputs of different shapes and dtypes are brought together as NumPy and PyTorch do
         floats       integer inputs are computed in the default floating dtype
         view         the output may share memory with the first input
+        waits        `forward` and `vjp` read no array but by kernels that can wait: see kernels/together.py
         extras       names of what `forward` returns after the output, saved for `vjp`
         fresh        gradients come in memory that nothing else refers to
         plain        the textbook definition (fused operators), else None
@@ -143,6 +145,7 @@ class Op:
         self.broadcasts: bool = get("broadcasts", False)
         self.floats: bool = get("floats", False)
         self.view: bool = get("view", False)
+        self.waits: bool = get("waits", False)
         self.extras: tuple[str, ...] = get("extras", ())
         self.fresh: bool = get("fresh", is_fused)
         self.samples: Callable[[np.random.Generator], Iterable[Sample]] = vars(declaration)["samples"]
@@ -226,7 +229,7 @@ class Op:
         for i, x in enumerate(inputs):
             if isinstance(x, Variable):
                 tensors = True
-                arrays.append(x.array)
+                arrays.append(x._array)
                 wants.append(recording and x.node is not None and (self.variadic or i in self.differentiable))
             else:
                 arrays.append(x)
@@ -244,7 +247,8 @@ class Op:
             return self.plain(*inputs, **params)
         hints = {"needs": needs} if self.wants_needs else {}
         try:
-            result = self.forward(*arrays, **params, **hints)
+            with together if self.waits and tensors else at_once:
+                result = self.forward(*arrays, **params, **hints)
         except (ValueError, IndexError) as error:
             raise type(error)(self._explain(error, arrays)) from None
         out, extras = (result[0], result[1:]) if self.extras else (result, ())
@@ -283,7 +287,7 @@ class Op:
         edges, described = [], []
         for x, need in zip(inputs, needs, strict=True):  # as they came, before promotion
             edges.append(x.node if need else None)
-            array = x.array if isinstance(x, Variable) else x
+            array = x._array if isinstance(x, Variable) else x
             described.append((array.shape, array.dtype) if isinstance(array, np.ndarray) else ((), None))
         params = self.defaults | params if self.defaults else params
         node = Node(self, plan, tuple(edges), tuple(described), params, needs)
@@ -292,7 +296,7 @@ class Op:
             if slot >= 0:
                 saved.append(_keep_input(inputs[slot], arrays[slot]) if slot < len(inputs) else None)
             elif slot == OUT:
-                saved.append(keep(result.array, result.storage))
+                saved.append(keep(result._array, result.storage))
             else:
                 saved.append(keep(extras[EXTRA - slot]))
         node.saved = tuple(saved)
@@ -361,7 +365,7 @@ class Op:
 
 def _keep_input(x: Any, array: Any) -> Any:
     """Save an input: watched if it is a tensor's own memory, as it is if it is a copy, an index or a number."""
-    if isinstance(x, Variable) and x.array is array:
+    if isinstance(x, Variable) and x._array is array:
         return keep(array, x.storage)
     return keep(array) if isinstance(array, np.ndarray) else array
 
@@ -373,6 +377,7 @@ def promote(arrays: list, floats: bool, kinds: str = "iuf") -> list:
     dtypes = {x.dtype for x in arrays if isinstance(x, _ARRAY)}
     if len(dtypes) == 1 and next(iter(dtypes)).kind in "fc":
         return arrays
+    settle()
     floating = [dtype for dtype in dtypes if dtype.kind in "fc"]  # complex only where a proof differentiates by it
     if floating:
         target = np.result_type(*floating)

@@ -127,7 +127,7 @@ class Tensor(Variable):
         if array.dtype.kind not in "fiub":
             raise TypeError(f"Tensor: expected numbers, got {type(data).__name__} of dtype {array.dtype}")
         fresh = Variable.wrap(array)
-        self.array, self.storage, self.node, self._grad = array, fresh.storage, None, None
+        self._array, self.storage, self.node, self._grad = array, fresh.storage, None, None
         if requires_grad:
             self.requires_grad_()
 
@@ -143,13 +143,13 @@ class Tensor(Variable):
         value = np.asarray(value)
         if value.shape != self.shape:
             raise ValueError(f"data: expected shape {self.shape}, got {value.shape}")
-        if value.dtype == self.array.dtype:
+        if value.dtype == self.dtype:
             if value is not self.array and not np.shares_memory(value, self.array):
                 self.mutate()[...] = value
             else:
                 self.storage.changed()  # x.data += 1 has written already
         else:
-            raise TypeError(f"data: expected dtype {self.array.dtype}, got {value.dtype}; make a new Tensor instead")
+            raise TypeError(f"data: expected dtype {self.dtype}, got {value.dtype}; make a new Tensor instead")
 
     def mutate(self) -> np.ndarray:
         """The ndarray, to write to. Whatever was saved of it for a backward pass counts as changed from now on."""
@@ -191,21 +191,21 @@ class Tensor(Variable):
     @property
     def shape(self) -> tuple[int, ...]:
         """The size of each axis."""
-        return self.array.shape
+        return self._array.shape
 
     @property
     def dtype(self) -> np.dtype:
         """NumPy's dtype of the elements."""
-        return self.array.dtype
+        return self._array.dtype
 
     @property
     def ndim(self) -> int:
         """The number of axes."""
-        return self.array.ndim
+        return self._array.ndim
 
     def dim(self) -> int:
         """The number of axes."""
-        return self.array.ndim
+        return self._array.ndim
 
     def size(self, dim: int | None = None) -> Any:
         """The shape, or the size of one axis (torch.Tensor.size)."""
@@ -213,7 +213,7 @@ class Tensor(Variable):
 
     def numel(self) -> int:
         """The number of elements."""
-        return self.array.size
+        return self._array.size
 
     def __len__(self) -> int:
         if not self.ndim:

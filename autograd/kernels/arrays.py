@@ -11,11 +11,11 @@ one thread does at a time; its size depends on shapes only, and so does every ro
 from __future__ import annotations
 
 import math
-from collections import deque
+import threading
 
 import numpy as np
 
-__all__ = ["GRAIN", "flat", "give_back", "operand", "rows", "rows_per_chunk", "span", "workspace"]
+__all__ = ["GRAIN", "flat", "operand", "rows", "rows_per_chunk", "span", "workspace"]
 
 LINE = 64  # bytes that memory and the first-level cache exchange at a time
 GRAIN = 8192  # elements: a few microseconds of work, against two for entering a parallel region
@@ -66,32 +66,28 @@ def span(x: np.ndarray) -> np.ndarray:
     return np.asarray(_Alias(x, (last // x.itemsize + 1,)))
 
 
-_workspaces: deque[np.ndarray] = deque(maxlen=8)
+class _Held(threading.local):
+    """The workspace of each thread: its calls follow each other."""
+
+    memory = np.empty((0, 0), np.uint8)
+
+
+_held = _Held()
 
 
 def workspace(dtype: np.dtype, workers: int, elements: int) -> np.ndarray:
-    """Memory (workers, at least `elements`) for a kernel's intermediate results, kept from one call to the next.
+    """Memory (workers, at least `elements`) for a kernel's intermediate results: the same for the thread's next call.
 
-    Fresh memory costs a page fault for every 4 KiB. Whoever takes a workspace gives it back after use; calls from
-    several threads each get their own. Each worker's part begins with a cache line: a vector that lies across two of
-    them takes twice as long to load.
+    Fresh memory costs a page fault for every 4 KiB. Each worker's part begins with a cache line: a vector that lies
+    across two of them takes twice as long to load.
     """
-    try:
-        held = _workspaces.pop()
-    except IndexError:
-        memory = None
-    else:
-        if held.dtype == dtype and held.shape[0] == workers and held.shape[1] >= elements:
-            return held
-        memory = held.base
+    held = _held.memory
+    if held.dtype == dtype and held.shape[0] == workers and held.shape[1] >= elements:
+        return held
     elements = -(-elements // 1024) * 1024
-    needed = workers * elements * dtype.itemsize
+    needed, memory = workers * elements * dtype.itemsize, held.base
     if memory is None or memory.size < needed + LINE:
         memory = np.empty(needed + LINE, np.uint8)
     start = -memory.ctypes.data % LINE
-    return memory[start:start + needed].view(dtype).reshape(workers, elements)
-
-
-def give_back(memory: np.ndarray) -> None:
-    """Return a workspace."""
-    _workspaces.append(memory)
+    _held.memory = memory[start:start + needed].view(dtype).reshape(workers, elements)
+    return _held.memory

@@ -38,13 +38,14 @@ import numpy as np
 from numba import types
 
 from . import attention_tiles, attention_vectors
-from .arrays import give_back, workspace
+from .arrays import workspace
 from .attention_parts import OPERANDS, places
 from .bfloat16 import amx_available, matmul_precision
 from .jit import callback, kernel
 from .matmul import tiles_allowed
 from .random import keep_threshold, keys
-from .tasks import declare, queues, run, save
+from .tasks import APART, declare, run, save
+from .together import leave, next_slot, settle
 
 __all__ = ["attention", "attention_backward"]
 
@@ -91,13 +92,14 @@ def _compiled(tasks: Callable, dtype: np.dtype) -> Callable:
 
     work = callback(types.void(types.int64, types.int64))(tasks(shared_type))
 
-    @kernel(signature=types.boolean(types.int64, operands, *kinds))
-    def attend(work, operands, like, shape, lse, scale, offset, dropout, counters, memory):
-        table = places(operands)
-        if table.size:
-            shared = table, like, shape, lse, scale, offset, dropout, counters, memory
-            run(work, save(shared, shared_type), len(memory))
-        return table.size > 0  # what it holds was needed until here
+    @kernel(signature=types.boolean(types.int64, operands, *kinds, types.int64))
+    def attend(work, operands, like, shape, lse, scale, offset, dropout, integers, memory, slot):
+        counters, table = integers[: APART * len(memory)], integers[APART * len(memory) :]
+        if not places(operands, table):
+            return False
+        shared = table, like, shape, lse, scale, offset, dropout, counters, memory
+        run(work, save(shared, shared_type, slot), len(memory), counters, slot)
+        return True
 
     like = np.empty(0, dtype)
     return lambda operands, *others: attend(work.address, operands, like, *others)
@@ -160,21 +162,29 @@ def _offset(shape: tuple[int, ...], causal: bool) -> int:
 def _run(
     tasks: Callable, size: int, shape: tuple[int, ...], arrays: tuple[np.ndarray, ...], lse: np.ndarray, scale: float,
     causal: bool, dropout_p: float, seed: int,
-) -> bool:  # fmt: skip
-    """Let all threads do `tasks`, each in a workspace of `size` numbers; whether the first of them is NaN nowhere."""
+) -> np.ndarray:  # fmt: skip
+    """Let all threads do `tasks`, each in a workspace of `size` numbers, which are returned; or leave it in a slot."""
     number, dtype = lse.dtype, arrays[0].dtype
     for x in arrays:
         if x.dtype != dtype:
             raise TypeError(f"attention takes arrays of one dtype, got {dtype} and {x.dtype}")
     memory = workspace(number, numba.config.NUMBA_NUM_THREADS, size)
     operands = arrays + arrays[-1:] * (OPERANDS - len(arrays))
+    integers = np.zeros(APART * len(memory) + 4 * OPERANDS, np.int64)
+    slot = next_slot()
     done = _compiled(tasks, dtype)(operands, shape, lse.reshape(-1), number.type(scale), _offset(shape, causal),
-                                   _dropout(number, dropout_p, seed), queues(len(memory)), memory)  # fmt: skip
+                                   _dropout(number, dropout_p, seed), integers, memory, slot)  # fmt: skip
     if not done:
         raise ValueError("attention needs strides that are multiples of the item size; copy the arrays first")
-    fit = not math.isnan(sum(memory[:, 0].tolist()))
-    give_back(memory)
-    return fit
+    if slot:
+        leave(sum(x.nbytes for x in arrays), operands, lse, integers, memory)
+    return memory
+
+
+def _met_nan(memory: np.ndarray) -> bool:
+    """Whether attention in parts, which takes note of it in its workspace, met NaN where a sum of parts ended."""
+    settle()
+    return math.isnan(sum(memory[:, 0].tolist()))
 
 
 def attention(
@@ -201,8 +211,8 @@ def attention(
     room = attention_vectors if few else _room(q.dtype, scale, shape)
     tasks = attention_vectors.forward_few if few else room.forward
     work = shape, (q, k, v, out), lse, scale, causal, dropout_p, seed
-    fit = _run(tasks, room.forward_size(shape, lse.itemsize), *work)
-    if room is attention_tiles.split and not fit:
+    memory = _run(tasks, room.forward_size(shape, lse.itemsize), *work)
+    if room is attention_tiles.split and _met_nan(memory):
         _run(attention_vectors.forward, attention_vectors.forward_size(shape, lse.itemsize), *work)
     return out, lse
 
@@ -235,9 +245,11 @@ def attention_backward(
     sums = [(x, np.empty((parts, *x.shape), x.dtype)) for x in (dk, dv)] if parts > 1 else []
     dkv = [part.reshape(-1, *x.shape[1:]) for x, part in sums] or [dk, dv]
     work = shape, (q, k, v, out, dout, dq, *dkv), np.ascontiguousarray(lse), scale, causal, dropout_p, seed
-    fit = _run(room.backward, room.backward_size(shape, lse.itemsize), *work)
-    if room is attention_tiles.split and not fit:
+    memory = _run(room.backward, room.backward_size(shape, lse.itemsize), *work)
+    if room is attention_tiles.split and _met_nan(memory):
         _run(attention_vectors.backward, attention_vectors.backward_size(shape, lse.itemsize), *work)
+    if sums:
+        settle()
     for x, part in sums:
         np.add.reduce(part, axis=0, out=x)
     return dq, dk, dv

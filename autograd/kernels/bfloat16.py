@@ -54,7 +54,8 @@ from .matrix import (
     repeated,
 )
 from .memory import empty
-from .tasks import load, next_task, reset, run, save, share
+from .tasks import load, next_task, run, save, share
+from .together import settle
 
 __all__ = [
     "amx_available", "matmul_bf16", "matmul_narrow", "matmul_precision", "narrow_products", "round_to_bfloat16",
@@ -551,14 +552,13 @@ def program(shared_type: str) -> tuple[Callable, Callable]:
     def work(arguments, worker):
         _work(load(arguments, shared_type), worker)
 
-    def multiply(a, b, start, out, u, side, batch_axes, epilogue, work, counters, workspace):
+    def multiply(a, b, start, out, u, side, batch_axes, epilogue, work, counters, workspace, slot):
         if between_numbers(a) or between_numbers(b) or between_numbers(start) or between_numbers(out):
             return False
         shared = in_squares(a, b, start, out, u, side, batch_axes, epilogue, counters, workspace, CLOCKS_TILE,
                             CLOCKS_PACK)  # fmt: skip
-        reset(counters)
         small = shared.batches * shared.M * shared.N * shared.K < SMALL
-        run(work, save(shared, shared_type), 1 if small else len(workspace))
+        run(work, save(shared, shared_type, slot), 1 if small else len(workspace), counters, slot)
         return True
 
     return multiply, work
@@ -599,6 +599,7 @@ def matmul_bf16(
     if rows == 1 or b.shape[-1:] == (1,):
         return multiply_with(product_of(a.dtype), a, b, bias, out, onto)
     if not amx_available():
+        settle()
         return multiply_with(product_of(a.dtype), round_to_bfloat16(a), round_to_bfloat16(b), bias, out, onto)
     return multiply_with(_product(np.float32, np.float32), a, b, bias, out, onto)
 

@@ -526,9 +526,12 @@ def transpose(typingctx, source, source_stride, rows, target, target_stride):
 
 @intrinsic
 def fetch_add(typingctx, counter):
-    """Add 1 to the integer at `counter` and return what it was; threads never get the same number."""
+    """Add 1 to the integer at `counter` and return what it was; threads never get the same number.
+
+    Who gets a number sees what those before had written when they got theirs.
+    """
 
     def codegen(context, builder, signature, args):
-        return builder.atomic_rmw("add", args[0], INT(1), "monotonic")
+        return builder.atomic_rmw("add", args[0], INT(1), "acq_rel")
 
     return types.int64(counter), codegen

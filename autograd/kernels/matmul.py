@@ -38,7 +38,7 @@ Left out: Strassen's algorithm (its gain starts at sizes that no model here has)
 from __future__ import annotations
 
 import functools
-from collections import deque
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -73,7 +73,8 @@ from .matrix import (
     work_type,
 )
 from .memory import empty
-from .tasks import declare, load, next_task, queues, reset, run, save, share
+from .tasks import declare, load, next_task, queues, run, save, share
+from .together import leave, next_slot, settle
 
 __all__ = ["allow_tiles", "matmul"]
 
@@ -354,7 +355,7 @@ def program(shared_type: str) -> tuple[Callable, Callable]:
     def work(arguments, worker):
         _work(load(arguments, shared_type), worker)
 
-    def multiply(a, b, start, out, u, side, batch_axes, epilogue, work, counters, workspace):
+    def multiply(a, b, start, out, u, side, batch_axes, epilogue, work, counters, workspace, slot):
         if between_numbers(a) or between_numbers(b) or between_numbers(start) or between_numbers(out):
             return False
         (M, K), N = a.shape, b.shape[1]
@@ -370,19 +371,31 @@ def program(shared_type: str) -> tuple[Callable, Callable]:
             down, across = -(-M // ROWS), -(-N // (VECTORS * lanes(pointer(a))))
             M_parts, N_parts = plan(down, across, batches, len(workspace), CLOCKS_TILE, CLOCKS_PACK_A, CLOCKS_PACK_B)
         small = M_parts * N_parts * batches == 1 or (batches * M * N * K < SMALL and not vector)
-        reset(counters)
         shared = Work(
             A, B, S, C, matrix(u), matrix(side), M, K, N, batch_axes, batches, start.size > 0, epilogue, vector,
             counters, workspace, M_parts, N_parts,
         )  # fmt: skip
-        run(work, save(shared, shared_type), 1 if small else len(workspace))
+        run(work, save(shared, shared_type, slot), 1 if small else len(workspace), counters, slot)
         return True
 
     return multiply, work
 
 
+class _Workspace(threading.local):
+    """What a kind of product needs besides its operands, in each thread that calls for one."""
+
+    def __init__(self, size: int, dtype: np.dtype) -> None:
+        threads, page = numba.config.NUMBA_NUM_THREADS, 4096 // dtype.itemsize
+        self.queues = queues(threads)
+        self.memory = empty((threads, -(-size // page) * page), dtype)
+        self.memory[...] = 0
+
+
+_workspace = functools.cache(_Workspace)  # one for all kinds that lay it out alike: the last used is still in cache
+
+
 class Product:
-    """A compiled kind of product, and workspaces that outlive a call.
+    """A compiled kind of product.
 
     a, b, out, side   dtypes of the operands, of the result, and of the arrays that epilogues read and write
     program           (multiply, work): `multiply` is called with the arrays and plans, `work` runs on each thread.
@@ -397,33 +410,26 @@ class Product:
         write = lambda kind: types.Array(kind, 2, "A")
         A, B, C, S = (getattr(types, name) for name in names)
         arrays = (read(A, 2), read(B, 2), read(C, 2), write(C), write(S), write(S))
-        counters, workspace, axes = (types.Array(k, n, "C") for k, n in ((types.int64, 1), (C, 2), (types.int64, 2)))
+        counters, memory, axes = (types.Array(k, n, "C") for k, n in ((types.int64, 1), (C, 2), (types.int64, 2)))
         multiply, work = program(declare(f"a product: {' '.join(names)}", work_type(A, B, C, S)))
-        signature = types.boolean(*arrays, axes, types.int64, types.int64, counters, workspace)
+        signature = types.boolean(*arrays, axes, types.int64, types.int64, counters, memory, types.int64)
         self._multiply = kernel(multiply, signature=signature)
         self._work = callback(types.void(types.int64, types.int64))(work)
         self.no_start = np.empty((0, 0), out)
         self.no_sides = (np.empty((0, 0), side),) * 2
-        self._workspace_size = workspace_size
-        self._free: deque[tuple[np.ndarray, np.ndarray]] = deque()
+        self.workspace = _workspace(workspace_size, self.dtype)
         self._address = self._work.address
 
     def __call__(self, a, b, start, out, batch_axes, epilogue=NOTHING, sides=None) -> bool:
-        """Multiply, with a queue and a buffer per thread that no other call is using."""
-        try:
-            workspace = self._free.pop()
-        except IndexError:
-            workspace = self._new_workspace()
+        """Multiply now, or when the calls that wait are made (see `together.py`)."""
+        slot, own = next_slot(), self.workspace
         u, side = self.no_sides if sides is None else sides
-        done = self._multiply(a, b, start, out, u, side, batch_axes, epilogue, self._address, *workspace)
-        self._free.append(workspace)
+        done = self._multiply(
+            a, b, start, out, u, side, batch_axes, epilogue, self._address, own.queues, own.memory, slot
+        )
+        if slot and done:
+            leave(out.nbytes, a, b, start, out, u, side, batch_axes)
         return done
-
-    def _new_workspace(self) -> tuple[np.ndarray, np.ndarray]:
-        threads, page = numba.config.NUMBA_NUM_THREADS, 4096 // self.dtype.itemsize
-        memory = empty((threads, -(-self._workspace_size // page) * page), self.dtype)
-        memory[...] = 0
-        return queues(threads), memory
 
 
 @functools.cache
@@ -539,8 +545,11 @@ def multiply_with(
     start = product.no_start if onto is None else _checked(onto, shape, dtype, "onto")
     if bias is not None and (bias.shape != shape[-1:] or bias.dtype != dtype):
         raise ValueError(f"a product {shape} takes a bias {shape[-1:]} of {dtype}, got {bias.shape} of {bias.dtype}")
-    if bias is not None:
-        start = bias[None] if onto is None else np.add(onto, bias, out=out)
+    if bias is not None and onto is not None:
+        settle()  # `onto` may be what a product makes
+        start = np.add(onto, bias, out=out)
+    elif bias is not None:
+        start = bias[None]
     if out.size == 0:
         return out
     if a.shape[-1] == 0:  # a sum of nothing is zero, as is one of a single zero

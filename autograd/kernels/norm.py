@@ -22,13 +22,19 @@ Left out: statistics over other axes; running averages.
 
 from __future__ import annotations
 
+import functools
+
+import numba
 import numpy as np
+from numba import types
 
 from .arrays import operand, rows, rows_per_chunk
 from .elementary import as_number, computed_row, store_row, use_widest_vectors
 from .ir import pointer
 from .jit import kernel, prange
 from .memory import empty
+from .tasks import is_last, load, next_task
+from .together import Shared
 
 __all__ = ["layer_norm", "layer_norm_backward", "rms_norm", "rms_norm_backward"]
 
@@ -122,10 +128,18 @@ def _norm_backward_rows(dout, x, weight, mean, rstd, onto, dx, dweight, dbias, f
                 dxi[j] = scale * (as_number(di[j]) * weight[j] - total - (xi[j] - shift) * scale * along)
 
 
-@kernel(parallel=True)
-def _layer_norm(x, weight, bias, eps, out, mean, rstd, step):
-    for chunk in prange((len(x) + step - 1) // step):
-        _layer_norm_rows(x, weight, bias, eps, out, mean, rstd, chunk * step, min(len(x), (chunk + 1) * step))
+def _forward(shared_type):
+    """What each thread does for `layer_norm`."""
+
+    def work(shared, worker):
+        x, weight, bias, eps, out, mean, rstd, step, chunks, queues = load(shared, shared_type)
+        while True:
+            chunk = next_task(queues, worker, chunks)
+            if chunk < 0:
+                break
+            _layer_norm_rows(x, weight, bias, eps, out, mean, rstd, chunk * step, min(len(x), (chunk + 1) * step))
+
+    return work
 
 
 @kernel(parallel=True)
@@ -144,13 +158,42 @@ def _add_up(partials, total):
             total[j] += partials[chunk, j]
 
 
-@kernel(parallel=True)
-def _norm_backward(dout, x, weight, mean, rstd, onto, dx, dweights, dbiases, dweight, dbias, step):
-    for chunk in prange(len(dweights)):
-        _norm_backward_rows(dout, x, weight, mean, rstd, onto, dx, dweights[chunk], dbiases[chunk],
-                            chunk * step, min(len(x), (chunk + 1) * step))
-    _add_up(dweights, dweight)
-    _add_up(dbiases, dbias)
+def _backward(shared_type):
+    """What each thread does for the backward pass of both norms. Whoever ends last adds up the partial sums."""
+
+    def work(shared, worker):
+        dout, x, weight, mean, rstd, onto, dx, dweights, dbiases, dweight, dbias, step, chunks, queues = load(
+            shared, shared_type
+        )
+        while True:
+            chunk = next_task(queues, worker, chunks)
+            if chunk < 0:
+                break
+            _norm_backward_rows(dout, x, weight, mean, rstd, onto, dx, dweights[chunk], dbiases[chunk],
+                                chunk * step, min(len(x), (chunk + 1) * step))  # fmt: skip
+            if is_last(queues, chunks):
+                _add_up(dweights, dweight)
+                _add_up(dbiases, dbias)
+
+    return work
+
+
+@functools.cache
+def _layer_norm(dtype: np.dtype, out: np.dtype) -> Shared:
+    """The kernel for rows of these numbers."""
+    x, target = numba.from_dtype(dtype), numba.from_dtype(out)
+    row, rows, number = types.Array(x, 1, "C"), types.Array(x, 2, "C"), types.int64
+    kinds = rows, row, row, x, types.Array(target, 2, "C"), row, row, number
+    return Shared(f"layer norm: {dtype} {out}", kinds, _forward)
+
+
+@functools.cache
+def _norm_backward(dtype: np.dtype, dout: np.dtype) -> Shared:
+    """The kernel for rows of these numbers."""
+    x, upstream = numba.from_dtype(dtype), numba.from_dtype(dout)
+    row, rows, number = types.Array(x, 1, "C"), types.Array(x, 2, "C"), types.int64
+    kinds = types.Array(upstream, 2, "C"), rows, row, row, row, rows, rows, rows, rows, row, row, number
+    return Shared(f"norm backward: {dtype} {dout}", kinds, _backward)
 
 
 def _parameter(p: np.ndarray | None, like: np.ndarray) -> np.ndarray:
@@ -165,8 +208,11 @@ def layer_norm(x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None
     """
     out = empty(x.shape, np.uint16 if narrow else x.dtype)
     mean, rstd = np.empty(x.shape[:-1], x.dtype), np.empty(x.shape[:-1], x.dtype)
-    _layer_norm(rows(x), _parameter(weight, x), _parameter(bias, x), x.dtype.type(eps), rows(out),
-                mean.reshape(-1), rstd.reshape(-1), rows_per_chunk(x.shape[-1]))
+    step = rows_per_chunk(x.shape[-1])
+    _layer_norm(x.dtype, out.dtype)(
+        -(-rstd.size // step), out.nbytes, rows(x), _parameter(weight, x), _parameter(bias, x), x.dtype.type(eps), rows(out),
+        mean.reshape(-1), rstd.reshape(-1), step,
+    )  # fmt: skip
     return out, mean, rstd
 
 
@@ -179,19 +225,21 @@ def rms_norm(x: np.ndarray, weight: np.ndarray | None, eps: float) -> tuple[np.n
     return out, rstd
 
 
-def _backward(dout: np.ndarray, x: np.ndarray, weight: np.ndarray | None, mean: np.ndarray | None, rstd: np.ndarray,
+def _gradients(dout: np.ndarray, x: np.ndarray, weight: np.ndarray | None, mean: np.ndarray | None, rstd: np.ndarray,
               with_bias: bool, onto: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(dx, dweight, dbias, or an empty array in its place)."""
     width = x.shape[-1]
     dx = empty(x.shape, x.dtype)
     step = max(rows_per_chunk(width), -(-rstd.size // PARTIALS))
-    chunks = -(-rstd.size // step)
+    chunks = max(1, -(-rstd.size // step))
     dweight, dbias = np.empty(width, x.dtype), np.empty(width if with_bias else 0, x.dtype)
     partials = [np.empty((chunks, total.size), x.dtype) for total in (dweight, dbias)]
     weight = np.ones(width, x.dtype) if weight is None else operand(weight)
     added = np.empty((0, width), x.dtype) if onto is None else rows(onto)
-    _norm_backward(rows(dout), rows(x), weight, _parameter(mean, x).reshape(-1), operand(rstd).reshape(-1), added,
-                   rows(dx), *partials, dweight, dbias, step)
+    _norm_backward(x.dtype, dout.dtype)(
+        chunks, dx.nbytes, rows(dout), rows(x), weight, _parameter(mean, x).reshape(-1), operand(rstd).reshape(-1), added,
+        rows(dx), *partials, dweight, dbias, step,
+    )  # fmt: skip
     return dx, dweight, dbias
 
 
@@ -204,12 +252,12 @@ def layer_norm_backward(
     dout may be bfloat16 (uint16) beside float32. dx is added to `onto` (..., C), if there is one. Without a bias,
     dbias is None.
     """
-    dx, dweight, dbias = _backward(dout, x, weight, mean, rstd, with_bias, onto)
+    dx, dweight, dbias = _gradients(dout, x, weight, mean, rstd, with_bias, onto)
     return dx, dweight, dbias if with_bias else None
 
 
 def rms_norm_backward(dout: np.ndarray, x: np.ndarray, weight: np.ndarray | None,
                       rstd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(dx (..., C), dweight (C,)) from dout, x (..., C) and the rstd that `rms_norm` returned."""
-    dx, dweight, _ = _backward(dout, x, weight, None, rstd, False, None)
+    dx, dweight, _ = _gradients(dout, x, weight, None, rstd, False, None)
     return dx, dweight

@@ -47,7 +47,7 @@ from .ir import pointer, shift
 from .jit import kernel
 from .matmul import Product
 from .matrix import at, between_numbers, operands
-from .tasks import load, next_task, reset, run, save, share
+from .tasks import load, next_task, run, save, share
 
 __all__ = ["split_product"]
 
@@ -126,14 +126,13 @@ def program(shared_type: str) -> tuple[Callable, Callable]:
     def work(arguments, worker):
         _work(load(arguments, shared_type), worker)
 
-    def multiply(a, b, start, out, u, side, batch_axes, epilogue, work, counters, workspace):
+    def multiply(a, b, start, out, u, side, batch_axes, epilogue, work, counters, workspace, slot):
         if between_numbers(a) or between_numbers(b) or between_numbers(start) or between_numbers(out):
             return False
         shared = in_squares(a, b, start, out, u, side, batch_axes, epilogue, counters, workspace, CLOCKS_TILE,
                             CLOCKS_PACK)  # fmt: skip
-        reset(counters)
         small = shared.batches * shared.M * shared.N * shared.K < SMALL
-        run(work, save(shared, shared_type), 1 if small else len(workspace))
+        run(work, save(shared, shared_type, slot), 1 if small else len(workspace), counters, slot)
         return True
 
     return multiply, work

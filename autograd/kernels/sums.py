@@ -17,6 +17,7 @@ import numpy as np
 from .arrays import GRAIN, rows, rows_per_chunk
 from .elementary import as_number
 from .jit import kernel, prange
+from .together import settle
 
 __all__ = ["add", "column_sums"]
 
@@ -91,6 +92,7 @@ def add(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarr
 
 def column_sums(x: np.ndarray) -> np.ndarray:
     """x (N, C), float32, float64 or bfloat16 (as uint16) → Σ over rows (C,), a new array; float32 for bfloat16."""
+    settle()
     count, width = x.shape
     dtype = np.dtype(np.float32) if x.dtype == np.uint16 else x.dtype
     step = max(rows_per_chunk(width), -(-count // PARTIALS))

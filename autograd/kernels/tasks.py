@@ -4,9 +4,14 @@ Work is cut into tasks by shape; any thread may do any task. Each thread has a q
 neighbouring tasks, and helps the others when that is done. So neighbours in memory stay with one thread, from one
 kernel to the next: what it has just written is in its own cache, while a line that another core has written takes a
 hundred nanoseconds to fetch. And a thread that the system holds up delays only the task that it has begun.
+
+What the threads share in a call is a tuple of native values: arrays, sizes, settings. It lies on the stack of the
+kernel that was called, or in a *slot*, memory of the caller's, for a call that is made later (see `together.py`).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -16,13 +21,15 @@ from numba.extending import intrinsic
 from .ir import INT, call, fetch_add, pointer, shift
 from .jit import kernel, prange
 
-__all__ = ["declare", "load", "next_task", "queues", "reset", "run", "save", "share"]
+__all__ = ["APART", "HEADER", "SLOT", "declare", "is_last", "load", "next_task", "queues", "reset", "run", "run_slots", "save", "share"]
 
 APART = 16  # numbers (of 8 bytes) from one queue's counter to the next: two threads must not write to one line
+SLOT = 1152  # bytes
+HEADER = 128  # of them, before what the threads share: what to call, and how
 
 
 def queues(workers: int) -> np.ndarray:
-    """Counters of the tasks taken, for so many threads; begun anew for each kernel (`reset`, or fresh ones)."""
+    """Counters of the tasks taken, for so many threads, and of those that are done; `run` begins them anew."""
     return np.zeros(APART * workers, np.int64)
 
 
@@ -36,7 +43,8 @@ def share(size, unit, part, parts):
 
 @kernel
 def reset(queues):
-    """Nothing is taken yet."""
+    """Nothing is taken yet, nor done."""
+    queues[1] = 0
     for queue in range(0, len(queues), APART):
         queues[queue] = 0
 
@@ -54,6 +62,12 @@ def next_task(queues, worker, tasks):
     return -1
 
 
+@kernel
+def is_last(queues, tasks):
+    """Whether the task that is now done is the last of all: what the others have written can be read then."""
+    return fetch_add(shift(pointer(queues), 1)) == tasks - 1
+
+
 _shared: dict[str, types.BaseTuple] = {}
 
 
@@ -63,17 +77,39 @@ def declare(name: str, kind: types.BaseTuple) -> str:
     return name
 
 
+CALL = declare("a call", types.Tuple([types.int64, types.int64, types.Array(types.int64, 1, "C")]))
+
+
+def _borrowed(context: Any, builder: Any, kind: types.Type, value: Any) -> Any:
+    """The value with arrays that own nothing: whoever calls keeps them."""
+    if isinstance(kind, types.BaseTuple):
+        parts = zip(kind, cgutils.unpack_tuple(builder, value), strict=True)
+        return context.make_tuple(builder, kind, [_borrowed(context, builder, *part) for part in parts])
+    if isinstance(kind, types.Array):
+        array = context.make_array(kind)(context, builder, value)
+        array.meminfo = cgutils.get_null_value(array.meminfo.type)
+        array.parent = cgutils.get_null_value(array.parent.type)
+        return array._getvalue()
+    return value
+
+
 @intrinsic(prefer_literal=True)
-def save(typingctx, values, name):
-    """The address (int64) of a copy of a tuple, of a declared type, that lives as long as the calling kernel runs."""
+def save(typingctx, values, name, slot):
+    """The address (int64) of a copy of a tuple, of a declared type: in the slot, an address; or, if that is 0, where it
+    lives as long as the calling kernel runs.
+    """
     kind = _shared[name.literal_value]
 
     def codegen(context, builder, signature, args):
-        place = cgutils.alloca_once(builder, context.get_data_type(kind))
-        builder.store(context.data_model_manager[kind].as_data(builder, args[0]), place)
+        form = context.get_data_type(kind)
+        if context.get_abi_sizeof(form) > SLOT - HEADER:
+            raise ValueError(f"{name.literal_value} needs {context.get_abi_sizeof(form)} bytes, more than a slot has")
+        here, there = cgutils.alloca_once(builder, form), builder.inttoptr(args[2], form.as_pointer())
+        place = builder.select(builder.icmp_signed("==", args[2], INT(0)), here, there)
+        builder.store(context.data_model_manager[kind].as_data(builder, _borrowed(context, builder, kind, args[0])), place)
         return builder.ptrtoint(place, INT)
 
-    return types.int64(kind, name), codegen
+    return types.int64(kind, name, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -83,9 +119,7 @@ def load(typingctx, address, name):
 
     def codegen(context, builder, signature, args):
         place = builder.inttoptr(args[0], context.get_data_type(kind).as_pointer())
-        values = context.data_model_manager[kind].from_data(builder, builder.load(place))
-        context.nrt.incref(builder, kind, values)  # Numba takes what a function returns for its own
-        return values
+        return context.data_model_manager[kind].from_data(builder, builder.load(place))
 
     return kind(types.int64, name), codegen
 
@@ -97,14 +131,32 @@ def _on_all_threads(work, shared, workers):
 
 
 @kernel
-def run(work, shared, workers):
-    """Call the compiled function `work` (its address: see `callback` in jit.py) with (shared, worker), on so many
-    threads.
-
-    `shared` is the address of what the threads share. Kernels that bring their own work have this one parallel loop in
-    common: Numba takes seconds to compile each.
-    """
+def _call(work, shared, workers, queues):
+    reset(queues)
     if workers == 1:
         call(work, (shared, 0))
     else:
         _on_all_threads(work, shared, workers)
+
+
+@kernel
+def run(work, shared, workers, queues, slot):
+    """Call the compiled function `work` (its address: see `callback` in jit.py) with (shared, worker), on so many
+    threads; or, where there is a slot, leave all this in it.
+
+    `shared` is the address of what the threads share. Kernels that bring their own work have this one parallel loop in
+    common: Numba takes seconds to compile each.
+    """
+    if slot == 0:
+        _call(work, shared, workers, queues)
+    else:
+        save((work, workers, queues), CALL, slot - HEADER)
+
+
+@kernel(signature=types.void(types.int64, types.int64))
+def run_slots(first, count):
+    """Make the calls that wait in so many slots, one after the other. A slot begins behind its header."""
+    for i in range(count):
+        slot = first + i * SLOT
+        work, workers, queues = load(slot - HEADER, CALL)
+        _call(work, slot, workers, queues)

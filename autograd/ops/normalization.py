@@ -120,6 +120,7 @@ class layer_norm:
     Source: Ba, Kiros and Hinton, "Layer Normalization", 2016.
     """
 
+    waits = True
     extras = ("mean", "rstd")
 
     def forward(x, weight=None, bias=None, *, eps=1e-5):

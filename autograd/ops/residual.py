@@ -51,6 +51,7 @@ class residual_mlp:
     dx, dnorm_weight, dnorm_bias: the derivative of `layer_norm`, from dn; and to dx, dout is added
     """
 
+    waits = True
     extras = ("n", "mean", "rstd", "slope", "h")
 
     def forward(
@@ -110,6 +111,7 @@ class residual_attention:
     dx, dnorm_weight, dnorm_bias: the derivative of `layer_norm`, from dn; and to dx, dout is added
     """
 
+    waits = True
     extras = ("n", "mean", "rstd", "qkv", "y", "lse")
 
     def forward(
