@@ -378,6 +378,7 @@ def unbroadcast(gradient: Gradient, shape: tuple[int, ...]) -> Gradient:
 
 def _run_hooks(node: Node | Leaf, gradient: Gradient, create_graph: bool) -> Gradient:
     """Show the gradient to each hook; a hook that returns something replaces it."""
+    settle()  # what a hook writes to may still be read otherwise
     hooks = node.hooks or ()
     tensor = gradient if create_graph else Variable.wrap(np.asarray(gradient))
     for hook in list(hooks):

@@ -64,6 +64,11 @@ class Storage:
             lease.fingerprint = self._fingerprint()
         return handle
 
+    @property
+    def exposed(self) -> bool:
+        """Whether somebody holds a view and may write to it at any time."""
+        return bool(self._handles) and any(handle() is not None for handle in self._handles)
+
     def lease(self) -> _Lease:
         """What a saved array holds on to; see the head of this file."""
         lease = self._lease()
@@ -73,7 +78,7 @@ class Storage:
         if lease is None:
             lease = _Lease()
             self._lease = weakref.ref(lease)
-        if self._handles and lease.fingerprint is None and any(h() is not None for h in self._handles):
+        if lease.fingerprint is None and self.exposed:
             lease.fingerprint = self._fingerprint()
         return lease
 

@@ -19,6 +19,7 @@ Left out: AMSGrad, L2 regularisation in the gradient, sparse gradients.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -114,11 +115,11 @@ def _by_dtype(items: Sequence[Any], first: Any) -> dict[np.dtype, list]:
     return groups
 
 
-def _cut(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
-    """(the size of each, the number of its first chunk, how many chunks there are)."""
-    sizes = np.array([array.size for array in arrays])
-    ends = np.cumsum(-(-sizes // GRAIN))
-    return sizes, np.concatenate(([0], ends[:-1])), int(ends[-1])
+@functools.lru_cache(maxsize=16)
+def _cut(*sizes: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """(the size of each array, the number of its first chunk, how many chunks there are)."""
+    ends = np.cumsum([-(-size // GRAIN) for size in sizes])
+    return np.array(sizes), np.concatenate(([0], ends[:-1])), int(ends[-1])
 
 
 def _checked(param: np.ndarray, grad: np.ndarray, m: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -140,7 +141,7 @@ def adamw(updates: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     """
     checked = [(_checked(*arrays), settings) for *arrays, settings in updates]
     for dtype, group in _by_dtype(checked, lambda update: update[0][0]).items():
-        sizes, first_chunks, chunks = _cut([arrays[0] for arrays, _ in group])
+        sizes, first_chunks, chunks = _cut(*[arrays[0].size for arrays, _ in group])
         addresses = np.array([_address(array) for arrays, _ in group for array in arrays])
         numbers: dict[AdamWSettings, int] = {}  # most arrays share their settings
         rows = np.array([numbers.setdefault(settings, len(numbers)) for _, settings in group])
@@ -157,7 +158,7 @@ def sum_of_squares(arrays: Sequence[np.ndarray]) -> float:
     """Σ x² over all elements of all arrays, accumulated in float64."""
     total = 0.0
     for dtype, group in _by_dtype([flat(array) for array in arrays], lambda array: array).items():
-        sizes, first_chunks, chunks = _cut(group)
+        sizes, first_chunks, chunks = _cut(*[x.size for x in group])
         partial = np.empty(chunks, np.float64)
         _squares(np.array([_address(x) for x in group]), sizes, first_chunks, np.empty(0, dtype), partial)
         total += float(partial.sum())
