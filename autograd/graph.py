@@ -325,21 +325,21 @@ def _input_gradients(node: Node, dout: Gradient, needs: tuple, create_graph: boo
         )
     differentiate = node.op.differentiate_recorded if create_graph else node.op.differentiate
     parts = []
-    with together if node.op.waits and not create_graph else at_once:
+    with together if node.op.waits else at_once:
         gradients = differentiate(node, dout, needs)
     for index, gradient in gradients:
         if gradient is None:
             continue
         shape, dtype = node.inputs[index]
         fresh = node.op.fresh
+        if gradient.shape != shape or gradient.dtype != dtype:
+            settle()
         if gradient.shape != shape:
             if not _broadcasts(shape, gradient.shape):
                 raise GradientShapeError(node.op.name, index, shape, gradient.shape)
-            settle()
             gradient = unbroadcast(gradient, shape)
             fresh = True
         if gradient.dtype != dtype:
-            settle()
             gradient = gradient.astype(dtype)
             fresh = True
         if state.anomaly:

@@ -26,7 +26,7 @@ from typing import Any, Self
 import numpy as np
 
 from autograd import Tensor
-from autograd.kernels.together import postponed, settle
+from autograd.kernels.together import postponed
 from autograd.tensor import DEVICES, check_device
 
 __all__ = ["Module", "ModuleDict", "ModuleList", "Parameter", "Sequential"]
@@ -82,13 +82,11 @@ class Module:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with postponed:  # kernels may wait until somebody looks at a result, or this ends
             for hook in self._forward_pre_hooks or ():
-                settle()
                 replacement = hook(self, args)
                 if replacement is not None:
                     args = replacement if isinstance(replacement, tuple) else (replacement,)
             out = self.forward(*args, **kwargs)
             for hook in self._forward_hooks or ():
-                settle()
                 replacement = hook(self, args, out)
                 if replacement is not None:
                     out = replacement

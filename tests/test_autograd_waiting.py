@@ -55,7 +55,8 @@ LOOKS = {
     "another dtype": lambda y: y.double().array,
     "mutate": lambda y: y.mutate().copy(),
     "a copy": lambda y: copy.deepcopy(y.detach()).array,
-    "promotion": lambda y: ag.softmax(F.linear(y.detach(), tensor(3, C).double()), 1).array,
+    "promotion": lambda y: layer_norm(y, tensor(C).double(), None).array,
+    "promotion of an operator that does not wait": lambda y: F.linear(y, tensor(3, C).double()).array,
     "integers": lambda y: y.detach().long().array,
     "truth": lambda y: [bool(v) for row in y for v in row],
 }
@@ -198,6 +199,41 @@ def test_gradient_hooks_see_numbers(x):
     np.testing.assert_array_equal(seen["y"], ag.grad(layer_norm(y2 := y.detach().requires_grad_(), tensor(C, seed=2), None), [y2], upstream)[0].array)
 
 
+def test_a_gradient_is_made_before_it_is_cast(x):
+    weight = tensor(C, seed=1).double().requires_grad_()
+    upstream = tensor(5, C, requires_grad=False, seed=3).double()
+    found = ag.grad(layer_norm(x, weight, None), [x, weight], upstream)
+    exact = ag.grad(layer_norm.plain(x.double(), weight, None), [x, weight], upstream)
+    assert found[0].dtype == np.float32
+    for a, b in zip(found, exact, strict=True):
+        np.testing.assert_allclose(a.array, b.array, rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_gradient_hook_writes_to_has_been_read(x):
+    first, second = tensor(C, seed=1), tensor(C, seed=2)
+    y = layer_norm(x, first, None)
+    z = layer_norm(y, second, None)
+    upstream = tensor(5, C, requires_grad=False, seed=3)
+    expected = ag.grad(z, [x], upstream, retain_graph=True)[0].array
+    held = second.data
+    y.register_hook(lambda g: held.fill(0))
+    z.backward(upstream)
+    np.testing.assert_array_equal(x.grad.array, expected)
+
+
+def test_higher_derivatives_of_operators_that_wait(x):
+    up, down, norm = tensor(7, C, seed=1), tensor(C, 7, seed=2), tensor(C, seed=3)
+
+    def curvature(f):
+        with postponed:
+            slope = ag.grad((f(x, norm, None, up, down) ** 2).sum(), [x], create_graph=True)[0]
+            return ag.grad((slope * slope).sum(), [x, up, norm])
+
+    op = ag.registry["residual_mlp"]
+    for a, b in zip(curvature(op), curvature(op.plain), strict=True):
+        np.testing.assert_allclose(a.array, b.array, rtol=2e-3, atol=2e-3)
+
+
 def test_gradients_that_meet_are_made_before_they_are_added(x):
     weight = tensor(C, seed=1)
 
@@ -206,7 +242,6 @@ def test_gradients_that_meet_are_made_before_they_are_added(x):
 
     loss = both(lambda x: layer_norm(x, weight, None))
     loss.backward()
-    loss.backward  # noqa: B018
     exact = ag.grad(both(lambda x: layer_norm.plain(x, weight, None)), [x, weight])
     for found, expected in zip((x.grad, weight.grad), exact, strict=True):
         np.testing.assert_allclose(found.array, expected.array, rtol=1e-4, atol=1e-4)
@@ -229,6 +264,14 @@ def test_an_anomaly_is_found_where_it_is_made(x):
     weight = Tensor(np.full(C, np.inf, np.float32), requires_grad=True)
     with ag.detect_anomaly(), pytest.raises(ag.AnomalyError, match="layer_norm"):
         nn.Sequential(nn.Identity())(layer_norm(x, weight, None))
+
+
+def test_an_anomaly_of_a_backward_pass_is_found_where_it_is_made(x):
+    with ag.detect_anomaly():
+        y = layer_norm(layer_norm(x, tensor(C, seed=1), None), tensor(C, seed=2), None)
+        upstream = Tensor(np.full((5, C), 3e38, np.float32))
+        with pytest.raises(ag.AnomalyError, match="`layer_norm` made the first .* in its backward"):
+            y.backward(upstream)
 
 
 def test_an_error_on_the_way_leaves_nothing_waiting():
