@@ -138,13 +138,15 @@ def in_guarded_workspace(product, size, zeros, multiply):
     What else it held before must not matter, and nothing behind it be touched. Returns the result and how many of its
     numbers were used.
     """
-    usual = product._new_workspace()[1]
-    assert 0 <= usual.shape[1] - size < 4096 // usual.itemsize and usual.ctypes.data % 64 == 0
+    own, usual = product.workspace, (product.workspace.queues, product.workspace.memory)
+    assert 0 <= own.memory.shape[1] - size < 4096 // own.memory.itemsize and own.memory.ctypes.data % 64 == 0
     memory = np.full((1, size + (1 << 16)), 7, product.dtype)
     memory[:, :zeros], memory[:, zeros:size] = 0, np.nan
-    product._free.append((queues(1), memory))
-    result = multiply()
-    assert product._free.pop()[1] is memory
+    own.queues, own.memory = queues(1), memory
+    try:
+        result = multiply()
+    finally:
+        own.queues, own.memory = usual
     assert (memory[:, :zeros] == 0).all() and (memory[:, size:] == 7).all()
     return result, 1 + np.flatnonzero(~np.isnan(memory[0, :size]))[-1]
 

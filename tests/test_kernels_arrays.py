@@ -1,6 +1,7 @@
 """How arrays reach kernels: same numbers, one form, no copy that is not needed."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from kernel_checks import DTYPES, dtypes, layouts, numbers
 
 from autograd.kernels import arrays
-from autograd.kernels.arrays import GRAIN, flat, give_back, operand, rows, rows_per_chunk, span, workspace
+from autograd.kernels.arrays import GRAIN, flat, operand, rows, rows_per_chunk, span, workspace
 
 shapes = st.lists(st.integers(0, 4), min_size=1, max_size=4).map(tuple)
 
@@ -80,20 +81,18 @@ def test_a_span_of_what_kernels_cannot_walk_is_refused():
         span(shifted)
 
 
-def test_a_workspace_is_used_again_and_never_by_two():
-    arrays._workspaces.clear()
+def test_a_workspace_is_the_same_from_call_to_call_and_each_threads_own():
+    arrays._held.memory = np.empty((0, 0), np.uint8)
     first = workspace(DTYPES[0], 3, 1500)
     assert first.shape == (3, 2048) and first.dtype == DTYPES[0] and first.flags.c_contiguous and first.flags.writeable
-    second = workspace(DTYPES[0], 3, 1500)
-    assert not np.shares_memory(first, second)
-    base = first.base
-    give_back(first)
+    assert workspace(DTYPES[0], 3, 1500) is workspace(DTYPES[0], 3, 2048) is first
+    with ThreadPoolExecutor(1) as pool:
+        assert not np.shares_memory(first, pool.submit(workspace, DTYPES[0], 3, 1500).result())
     smaller = workspace(DTYPES[1], 1, 1024)
-    assert smaller.base is base, "what was given back is used again, in another shape and dtype"
+    assert smaller.base is first.base, "used in another shape and dtype"
     assert smaller.shape == (1, 1024) and smaller.dtype == DTYPES[1]
-    give_back(smaller)
     larger = workspace(DTYPES[1], 2, 5000)
-    assert larger.shape == (2, 5120) and larger.base is not base
+    assert larger.shape == (2, 5120) and larger.base is not first.base
     larger[...] = 1  # all of it is there
     for elements in (1, 1000, 1025):
         parts = workspace(DTYPES[0], 3, elements)

@@ -57,6 +57,14 @@ def test_counters_of_two_threads_share_no_line_of_the_cache():
     assert len(places) == 3 and (np.diff(places) * queues.itemsize >= 64).all()
 
 
+@given(counts, st.integers(1, 40))
+def test_the_last_task_is_known(workers, number):
+    queues = tasks.queues(workers)
+    assert [tasks.is_last(queues, number) for _ in range(number)] == [i == number - 1 for i in range(number)]
+    tasks.reset(queues)
+    assert not queues.any()
+
+
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_work_is_called_for_every_worker(workers, monkeypatch):
     monkeypatch.setattr(jit, "CACHE_FOLDER", None)
@@ -65,6 +73,7 @@ def test_work_is_called_for_every_worker(workers, monkeypatch):
     def work(shared, worker):
         numba.carray(as_pointer(shared), 8)[worker] += 1 + worker
 
-    called = np.zeros(8, np.int64)
-    tasks.run(work.address, called.ctypes.data, workers)
+    called, queues = np.zeros(8, np.int64), np.ones(3 * tasks.APART, np.int64)
+    tasks.run(work.address, called.ctypes.data, workers, queues, 0)
     np.testing.assert_array_equal(called, [1 + i if i < workers else 0 for i in range(8)])
+    assert not queues[[0, 1, tasks.APART, 2 * tasks.APART]].any(), "begun anew"
