@@ -438,7 +438,6 @@ class _Recomputation:
             try:
                 with _switch("recording", True), _switch("frame", self):
                     self.again()
-                settle()
             finally:
                 self.refilling = False
             if len(self.kept) != self.promised:
