@@ -141,15 +141,12 @@ class Leaf:
         variable = self.variable()
         if variable is None:
             return
-        if owned and variable._grad is None and not isinstance(gradient, Variable):
-            variable._grad = Variable.wrap(np.asarray(gradient))
-            return
-        settle()
         if isinstance(gradient, Variable):
             before = variable._grad
             variable._grad = gradient if before is None else before + gradient
         elif variable._grad is None:
-            variable._grad = Variable.wrap(np.array(gradient))
+            array = np.asarray(gradient)
+            variable._grad = Variable.wrap(array if owned else array.copy())  # what kernels still owe is owned
         elif variable._grad.node is not None:  # was made under create_graph: part of a graph, so not written to
             variable._grad = Variable.wrap(variable._grad.array + gradient)
         else:

@@ -24,6 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autograd.kernels.cross_entropy import CHUNK_BYTES
+from autograd.kernels.together import PENDING
 from model.config import GPTConfig
 
 __all__ = ["Memory", "flops_per_token", "forward_flops_per_token", "memory", "parameters"]
@@ -90,14 +91,31 @@ def memory(config: GPTConfig, batch_size: int, accumulation: int = 1, *, narrow:
     head = BYTES * config.vocab_size * config.n_embd  # its gradient is made at the end of the forward pass
     rows = min(tokens, max(16, CHUNK_BYTES // (BYTES * config.vocab_size)))
     logits = BYTES * rows * (config.vocab_size + config.n_embd)
-    # The worst moment is the end of the forward pass, or the backward pass through the last MLP.
+    # The worst moment is the end of the forward pass, or the backward pass through the last MLP; or, as long as there
+    # are no gradients to add to, through as many branches as wait together (see `autograd/kernels/together.py`).
     wide = 2 if config.mlp == "gelu" else 3
-    activations = saved + max(logits, (wide - 1) * hidden + BYTES * tokens * config.n_embd)
+    later = saved + max(logits, (wide - 1) * hidden + BYTES * tokens * config.n_embd)
+    activations = max(later, saved + _waiting(config, tokens, narrow))
     earlier_gradients = weights if accumulation > 1 else 0
     # At the end of the backward pass the table's gradient is added to the head's, and both to that of earlier batches.
     table = head * (config.tie_embeddings + (accumulation > 1))
-    peak = 3 * weights + max(earlier_gradients + head + activations, weights + table)
+    peak = 3 * weights + max(head + activations, earlier_gradients + head + later, weights + table)
     return Memory(weights, weights, 2 * weights, activations, peak)
+
+
+def _waiting(config: GPTConfig, tokens: int, narrow: bool) -> int:
+    """Bytes of what the backward passes of branches make before any of it is free again."""
+    if config.norm != "layernorm" or config.mlp != "gelu" or config.position == "rope" or config.dropout:
+        return 0
+    C, H, qkv = config.n_embd, config.hidden, _qkv_width(config)
+    between, per_number = BYTES // 2 if narrow else BYTES, tokens * BYTES
+    made = owed = per_number * C  # the gradient of the last norm
+    for wide, weights in ((H, 2 * H * C), (C + qkv, (C + qkv) * C)) * config.n_layer:
+        made += tokens * (between * (wide + C) + BYTES * C) + BYTES * weights
+        owed += per_number * (wide + 2 * C) + BYTES * weights  # as if all of it were float32
+        if owed > PENDING:
+            break
+    return made
 
 
 def _qkv_width(config: GPTConfig) -> int:

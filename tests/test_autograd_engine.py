@@ -81,7 +81,7 @@ def test_a_gradient_that_its_input_cannot_have_is_refused(wrong):
 class Wrong:
     """An operator whose rule returns this gradient."""
 
-    name, fresh = "wrong", False
+    name, fresh, waits = "wrong", False, False
 
     def __init__(self, gradient):
         self.gradient = gradient

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autograd.kernels import bfloat16
+from autograd.kernels import matmul as matmul_kernels
 from autograd.kernels.bfloat16 import (
     amx_available,
     matmul_bf16,
@@ -122,14 +123,14 @@ def test_the_same_bits_for_any_number_of_threads(shape, monkeypatch):
     results = []
     try:
         for n in (1, threads):
-            product._free.clear()  # the plan is made for as many threads as there are workspaces
             set_num_threads(n)
             monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", n)
+            # The plan is made for as many threads as there are workspaces.
+            monkeypatch.setattr(product, "workspace", matmul_kernels._Workspace(bfloat16.WORKSPACE, product.dtype))
             results.append(matmul_bf16(a, b))
             monkeypatch.undo()
     finally:
         set_num_threads(threads)
-        product._free.clear()
     np.testing.assert_array_equal(*results)
 
 

@@ -177,7 +177,7 @@ def _run(
     if not done:
         raise ValueError("attention needs strides that are multiples of the item size; copy the arrays first")
     if slot:
-        leave(sum(x.nbytes for x in arrays), operands, lse, integers, memory)
+        leave(sum(x.nbytes for x in arrays[3 if len(arrays) == 4 else 5 :]), operands, lse, integers, memory)
     return memory
 
 

@@ -31,7 +31,7 @@ from .tasks import APART, HEADER, SLOT, declare, queues, run, run_slots, save
 __all__ = ["Shared", "at_once", "leave", "next_slot", "postponed", "settle", "together"]
 
 SLOTS = 64
-PENDING = 32 << 20  # bytes of results at most, beyond what one operator makes: memory is free again only when they are
+PENDING = 16 << 20  # bytes of results at most, beyond what one operator makes: memory is free again only when they are
 
 
 class _Calls(threading.local):
