@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from .kernels.sums import add
-from .kernels.together import at_once, postponed, settle, together
+from .kernels.together import postponed, settle, together
 from .storage import Saved, Storage
 
 __all__ = ["Leaf", "Node", "Variable", "detect_anomaly", "enable_grad", "no_grad", "plain", "run_backward", "state"]
@@ -322,7 +322,11 @@ def _input_gradients(node: Node, dout: Gradient, needs: tuple, create_graph: boo
         )
     differentiate = node.op.differentiate_recorded if create_graph else node.op.differentiate
     parts = []
-    with together if node.op.waits else at_once:
+    if node.op.waits and not create_graph:
+        with together:
+            gradients = differentiate(node, dout, needs)
+    else:
+        settle()
         gradients = differentiate(node, dout, needs)
     for index, gradient in gradients:
         if gradient is None:

@@ -48,7 +48,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .graph import Node, Variable, check_finite, keep, run_backward, state
-from .kernels.together import at_once, settle, together
+from .kernels.together import settle, together
 
 __all__ = ["Op", "Sample", "fused", "primitive", "registry"]
 
@@ -119,7 +119,8 @@ class Op:
         broadcasts   inputs of different shapes and dtypes are brought together as NumPy and PyTorch do
         floats       integer inputs are computed in the default floating dtype
         view         the output may share memory with the first input
-        waits        `forward` and `vjp` read no array but by kernels that can wait: see kernels/together.py
+        waits        `forward` and `vjp` read no array but by kernels that can wait (see kernels/together.py), and where
+                     gradients are wanted, they do
         extras       names of what `forward` returns after the output, saved for `vjp`
         fresh        gradients come in memory that nothing else refers to
         plain        the textbook definition (fused operators), else None
@@ -247,7 +248,11 @@ class Op:
             return self.plain(*inputs, **params)
         hints = {"needs": needs} if self.wants_needs else {}
         try:
-            with together if self.waits and tensors and _are_quiet(inputs) else at_once:
+            if tracked and self.waits and _are_quiet(inputs):
+                with together:
+                    result = self.forward(*arrays, **params, **hints)
+            else:
+                settle()
                 result = self.forward(*arrays, **params, **hints)
         except (ValueError, IndexError) as error:
             raise type(error)(self._explain(error, arrays)) from None
@@ -365,7 +370,7 @@ class Op:
 
 def _are_quiet(inputs: tuple) -> bool:
     """Whether nobody can write to the inputs unseen while a kernel waits to read them."""
-    return not any([x.storage.exposed for x in inputs if isinstance(x, Variable)])
+    return not any(x.storage.exposed for x in inputs if isinstance(x, Variable))
 
 
 def _keep_input(x: Any, array: Any) -> Any:

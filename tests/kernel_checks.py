@@ -1,5 +1,6 @@
 """What the tests of kernels share: arrays of all kinds, and the yardstick."""
 
+import contextlib
 import ctypes
 import mmap
 
@@ -12,6 +13,7 @@ from numba.extending import intrinsic
 from autograd.kernels.bfloat16 import round_to_bfloat16
 from autograd.kernels.jit import num_threads, set_num_threads
 from autograd.kernels.tasks import queues
+from autograd.kernels.together import together
 
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64)]
 PRECISE = {DTYPES[0]: np.float64, DTYPES[1]: np.longdouble}
@@ -121,6 +123,15 @@ def same_bits_for_any_threads(function, *arguments):
     for a, b in zip(as_tuple(one), as_tuple(many), strict=True):
         assert a.tobytes() == b.tobytes()
     return many
+
+
+@contextlib.contextmanager
+def impatient(monkeypatch):
+    """No kernel waits for another (see together.py)."""
+    with monkeypatch.context() as patch:
+        for name in ("__enter__", "__exit__"):
+            patch.setattr(type(together), name, lambda self, *_: None)
+        yield
 
 
 @intrinsic

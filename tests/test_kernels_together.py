@@ -15,7 +15,7 @@ from autograd.kernels.matmul import matmul
 from autograd.kernels.norm import layer_norm, layer_norm_backward
 from autograd.kernels.sums import column_sums
 from autograd.kernels.tasks import load
-from autograd.kernels.together import SLOTS, Shared, at_once, postponed, settle
+from autograd.kernels.together import SLOTS, Shared, postponed, settle
 
 calls = together._calls
 
@@ -27,7 +27,7 @@ def note():
 
     def work(shared_type):
         def each(shared, worker):
-            numbers, end, number, tasks, queues = load(shared, shared_type)
+            numbers, end, number, _, _ = load(shared, shared_type)
             numbers[end[0]] = number
             end[0] += 1
 
@@ -83,8 +83,8 @@ def test_postponed_calls_wait_beyond_it(note):
         assert notes.made == [1, 2]
         with together.together:
             notes.write(3)
-        with at_once:
-            assert notes.made == [1, 2, 3]
+        settle()
+        assert notes.made == [1, 2, 3]
         with together.together:
             notes.write(4)
         notes.write(5)
@@ -111,10 +111,9 @@ def _for_hypothesis(note):
 
 def test_an_error_in_between_leaves_nothing_behind(note):
     notes = Notes(note)
-    with pytest.raises(KeyError), postponed:
-        with together.together:
-            notes.write(1)
-            raise KeyError
+    with pytest.raises(KeyError), postponed, together.together:
+        notes.write(1)
+        raise KeyError
     assert notes.made == [1] and not (calls.count or calls.together or calls.postponed or calls.needed)
 
 

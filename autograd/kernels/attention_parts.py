@@ -35,7 +35,10 @@ OPERANDS = 8  # of the backward pass; forward has half of them, and names the la
 
 @kernel
 def places(operands, table):
-    """Write for each (B, H, T, D) array its address and three strides, in numbers; whether no stride ends inside one."""
+    """Write for each (B, H, T, D) array its address and three strides, in numbers.
+
+    Returns whether that is possible: no stride may end inside a number.
+    """
     for i in range(len(operands)):
         x = operands[i]
         table[4 * i] = x.ctypes.data

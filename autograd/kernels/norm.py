@@ -181,18 +181,18 @@ def _backward(shared_type):
 @functools.cache
 def _layer_norm(dtype: np.dtype, out: np.dtype) -> Shared:
     """The kernel for rows of these numbers."""
-    x, target = numba.from_dtype(dtype), numba.from_dtype(out)
-    row, rows, number = types.Array(x, 1, "C"), types.Array(x, 2, "C"), types.int64
-    kinds = rows, row, row, x, types.Array(target, 2, "C"), row, row, number
+    number = numba.from_dtype(dtype)
+    row, rows, target = (types.Array(n, d, "C") for n, d in ((number, 1), (number, 2), (numba.from_dtype(out), 2)))
+    kinds = rows, row, row, number, target, row, row, types.int64
     return Shared(f"layer norm: {dtype} {out}", kinds, _forward)
 
 
 @functools.cache
 def _norm_backward(dtype: np.dtype, dout: np.dtype) -> Shared:
     """The kernel for rows of these numbers."""
-    x, upstream = numba.from_dtype(dtype), numba.from_dtype(dout)
-    row, rows, number = types.Array(x, 1, "C"), types.Array(x, 2, "C"), types.int64
-    kinds = types.Array(upstream, 2, "C"), rows, row, row, row, rows, rows, rows, rows, row, row, number
+    number = numba.from_dtype(dtype)
+    row, rows, upstream = (types.Array(n, d, "C") for n, d in ((number, 1), (number, 2), (numba.from_dtype(dout), 2)))
+    kinds = upstream, rows, row, row, row, rows, rows, rows, rows, row, row, types.int64
     return Shared(f"norm backward: {dtype} {dout}", kinds, _backward)
 
 
@@ -209,10 +209,10 @@ def layer_norm(x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None
     out = empty(x.shape, np.uint16 if narrow else x.dtype)
     mean, rstd = np.empty(x.shape[:-1], x.dtype), np.empty(x.shape[:-1], x.dtype)
     step = rows_per_chunk(x.shape[-1])
+    parameters = _parameter(weight, x), _parameter(bias, x), x.dtype.type(eps)
     _layer_norm(x.dtype, out.dtype)(
-        -(-rstd.size // step), out.nbytes, rows(x), _parameter(weight, x), _parameter(bias, x), x.dtype.type(eps), rows(out),
-        mean.reshape(-1), rstd.reshape(-1), step,
-    )  # fmt: skip
+        -(-rstd.size // step), out.nbytes, rows(x), *parameters, rows(out), mean.reshape(-1), rstd.reshape(-1), step
+    )
     return out, mean, rstd
 
 
@@ -236,10 +236,10 @@ def _gradients(dout: np.ndarray, x: np.ndarray, weight: np.ndarray | None, mean:
     partials = [np.empty((chunks, total.size), x.dtype) for total in (dweight, dbias)]
     weight = np.ones(width, x.dtype) if weight is None else operand(weight)
     added = np.empty((0, width), x.dtype) if onto is None else rows(onto)
+    statistics = _parameter(mean, x).reshape(-1), operand(rstd).reshape(-1)
     _norm_backward(x.dtype, dout.dtype)(
-        chunks, dx.nbytes, rows(dout), rows(x), weight, _parameter(mean, x).reshape(-1), operand(rstd).reshape(-1), added,
-        rows(dx), *partials, dweight, dbias, step,
-    )  # fmt: skip
+        chunks, dx.nbytes, rows(dout), rows(x), weight, *statistics, added, rows(dx), *partials, dweight, dbias, step
+    )
     return dx, dweight, dbias
 
 

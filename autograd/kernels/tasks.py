@@ -21,7 +21,10 @@ from numba.extending import intrinsic
 from .ir import INT, call, fetch_add, pointer, shift
 from .jit import kernel, prange
 
-__all__ = ["APART", "HEADER", "SLOT", "declare", "is_last", "load", "next_task", "queues", "reset", "run", "run_slots", "save", "share"]
+__all__ = [
+    "APART", "HEADER", "SLOT", "declare", "is_last", "load", "next_task", "queues", "reset", "run", "run_slots", "save",
+    "share",
+]  # fmt: skip
 
 APART = 16  # numbers (of 8 bytes) from one queue's counter to the next: two threads must not write to one line
 SLOT = 1152  # bytes
@@ -106,7 +109,8 @@ def save(typingctx, values, name, slot):
             raise ValueError(f"{name.literal_value} needs {context.get_abi_sizeof(form)} bytes, more than a slot has")
         here, there = cgutils.alloca_once(builder, form), builder.inttoptr(args[2], form.as_pointer())
         place = builder.select(builder.icmp_signed("==", args[2], INT(0)), here, there)
-        builder.store(context.data_model_manager[kind].as_data(builder, _borrowed(context, builder, kind, args[0])), place)
+        values = _borrowed(context, builder, kind, args[0])
+        builder.store(context.data_model_manager[kind].as_data(builder, values), place)
         return builder.ptrtoint(place, INT)
 
     return types.int64(kind, name, types.int64), codegen

@@ -12,7 +12,7 @@ So where nobody looks at results in between, kernels wait, while Python prepares
 A call that waits lies in a slot, as the native values that its threads share (see `tasks.py`). What is called inside
 must be a kernel that can wait (`Product`, attention, `Shared`), or `settle` before it reads what others make. Within
 `postponed`, calls may wait beyond the end of `together`: until that ends, or until somebody settles, who must do so
-before looking at any result. `at_once` nothing waits, whatever is around it. Each thread has slots of its own.
+before looking at any result. Each thread has slots of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from numba import types
 from .jit import callback, kernel
 from .tasks import APART, HEADER, SLOT, declare, queues, run, run_slots, save
 
-__all__ = ["Shared", "at_once", "leave", "next_slot", "postponed", "settle", "together"]
+__all__ = ["Shared", "leave", "next_slot", "postponed", "settle", "together"]
 
 SLOTS = 64
 PENDING = 16 << 20  # bytes of results at most, beyond what one operator makes: memory is free again only when they are
@@ -44,7 +44,7 @@ class _Calls(threading.local):
         self.count = 0
         self.pending = 0  # bytes of what they will make
         self.needed: list[object] = []
-        self.together = self.postponed = self.at_once = 0  # how many of these are open, one within the other
+        self.together = self.postponed = 0  # how many of these are open, one within the other
 
 
 _calls = _Calls()
@@ -53,7 +53,7 @@ _calls = _Calls()
 def next_slot() -> int:
     """The address of a slot for a call that is to wait, or 0: call now."""
     calls = _calls
-    if calls.at_once or not calls.together:
+    if not calls.together:
         if calls.count:
             settle()
         return 0
@@ -101,16 +101,7 @@ class _Postponed:
             settle()
 
 
-class _AtOnce:
-    def __enter__(self) -> None:
-        settle()
-        _calls.at_once += 1
-
-    def __exit__(self, *exception: object) -> None:
-        _calls.at_once -= 1
-
-
-together, postponed, at_once = _Together(), _Postponed(), _AtOnce()
+together, postponed = _Together(), _Postponed()
 
 
 def _entry(shared_type: str) -> Callable:

@@ -198,6 +198,7 @@ class multi_head_attention:
     Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.2.2.
     """
 
+    waits = True
     extras = ("qkv", "y", "lse")
 
     def forward(

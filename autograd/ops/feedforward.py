@@ -39,6 +39,7 @@ class mlp:
     are Unsupervised Multitask Learners", 2019.
     """
 
+    waits = True
     extras = ("slope", "h")
 
     def forward(x, up, down, up_bias=None, down_bias=None, *, approximate="none"):
