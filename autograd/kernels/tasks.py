@@ -157,7 +157,7 @@ def run(work, shared, workers, queues, slot):
         save((work, workers, queues), CALL, slot - HEADER)
 
 
-@kernel(signature=types.void(types.int64, types.int64))
+@kernel
 def run_slots(first, count):
     """Make the calls that wait in so many slots, one after the other. A slot begins behind its header."""
     for i in range(count):
