@@ -27,11 +27,11 @@ def nothing_is_stored(monkeypatch):
 @pytest.mark.parametrize(
     ("features", "machine", "expected"),
     [
-        ({"avx512f", "avx2"}, "x86_64", (64, 32)),
-        ({"avx2", "fma"}, "x86_64", (32, 16)),
-        ({"sse2"}, "x86_64", (16, 16)),
-        ({"neon"}, "aarch64", (16, 32)),
-        ({"neon"}, "arm64", (16, 32)),
+        (("avx512f", "avx2"), "x86_64", (64, 32)),
+        (("avx2", "fma"), "x86_64", (32, 16)),
+        (("sse2",), "x86_64", (16, 16)),
+        (("neon",), "aarch64", (16, 32)),
+        (("neon",), "arm64", (16, 32)),
     ],
     ids=str,
 )
