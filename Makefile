@@ -20,7 +20,7 @@ train: $(VENV)/.run ## train a GPT on the built-in corpus and sample from it
 	@$(BIN)/python train.py $(ARGS)
 
 test: $(VENV)/.test ## prove it right (tests that need an oracle of the bench extra are skipped where it is absent)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 oracles: $(VENV)/.bench ## only the tests that compare with PyTorch, Hugging Face and tiktoken
 	@$(BIN)/python -m pytest -m oracle $(ARGS)
