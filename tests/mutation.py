@@ -69,7 +69,7 @@ PROOFS = {
 # Kernel files without a test file of their own name, or with more than one.
 OTHERS = {
     "arrays": "arrays", "ir": "ir matmul attention bfloat16 split mlp", "matrix": "matmul bfloat16",
-    "tasks": "tasks matmul attention", "bfloat16": "bfloat16 split mlp attention",
+    "tasks": "tasks together matmul attention", "bfloat16": "bfloat16 split mlp attention",
     "matmul": "matmul split mlp bfloat16", "split": "split matmul mlp",
     "attention_parts": "attention", "attention_vectors": "attention", "attention_tiles": "attention",
     "epilogue": "mlp",
