@@ -77,3 +77,22 @@ def test_work_is_called_for_every_worker(workers, monkeypatch):
     tasks.run(work.address, called.ctypes.data, workers, queues, 0)
     np.testing.assert_array_equal(called, [1 + i if i < workers else 0 for i in range(8)])
     assert not queues[[0, 1, tasks.APART, 2 * tasks.APART]].any(), "begun anew"
+
+
+@pytest.mark.parametrize("numbers", [128, 129])
+def test_what_does_not_fit_into_a_slot_is_refused(numbers, monkeypatch):
+    monkeypatch.setattr(jit, "CACHE_FOLDER", None)
+    name = tasks.declare(f"{numbers} numbers", types.UniTuple(types.int64, numbers))
+
+    @jit.kernel
+    def put(values, slot):
+        return tasks.save(values, name, slot)
+
+    slot, values = np.zeros(tasks.SLOT // 8, np.int64), tuple(range(numbers))
+    place = slot.ctypes.data + tasks.HEADER
+    if 8 * numbers > tasks.SLOT - tasks.HEADER:
+        with pytest.raises(Exception, match="129 numbers needs 1032 bytes, more than a slot has"):
+            put(values, place)
+    else:
+        assert put(values, place) == place
+        np.testing.assert_array_equal(slot[-numbers:], values)
